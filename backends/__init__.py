@@ -1,0 +1,46 @@
+"""Language models to sample from: p_ref and p_small behind one protocol.
+
+backend = backends.load("tiny/qwen3")
+"""
+
+from backends.base import (
+    Backend,
+    Capabilities,
+    Completion,
+    FinishReason,
+    Message,
+    Prompt,
+    SamplingParams,
+    State,
+)
+from backends.catalog import ModelInfo, available, load
+from backends.errors import (
+    BackendClosedError,
+    BackendError,
+    CapabilityError,
+    ContextLengthError,
+    MissingExtraError,
+    PromptError,
+    UnknownModelError,
+)
+
+__all__ = [
+    "Backend",
+    "BackendClosedError",
+    "BackendError",
+    "Capabilities",
+    "CapabilityError",
+    "Completion",
+    "ContextLengthError",
+    "FinishReason",
+    "Message",
+    "MissingExtraError",
+    "ModelInfo",
+    "Prompt",
+    "PromptError",
+    "SamplingParams",
+    "State",
+    "UnknownModelError",
+    "available",
+    "load",
+]

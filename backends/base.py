@@ -1,0 +1,249 @@
+"""The contract between the algorithms and any language model: states, completions and the `Backend` protocol.
+
+Generation is a chain of states from the bare prompt to a finished response. A backend advances states (`extend`),
+completes them (`rollout`) and says how probable given completions are (`score`). Everything else about the model, its
+caches above all, is the backend's own business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Literal, Protocol, Self, runtime_checkable
+
+import numpy as np
+
+from backends.errors import PromptError
+
+Message = Mapping[str, str]
+"""One chat message: ``{"role": "user", "content": "…"}``."""
+
+Prompt = str | Sequence[Message]
+"""Plain text, continued as it stands, or chat messages, rendered with the model's chat template."""
+
+FinishReason = Literal["stop", "length", "error"]
+"""Why a sequence ended: ``stop`` (end-of-sequence token or stop string), ``length`` (the token budget is used up)
+or ``error`` (the draw failed; it is no sample)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """The sampling parameters of a run. They define p_ref, so they hold for candidates, rollouts and scores alike.
+
+    Attributes:
+        temperature: Logits are divided by it; 0 means greedy decoding.
+        top_p: Nucleus sampling keeps the smallest set of tokens whose probability reaches it; 1 keeps all.
+        top_k: Only this many most probable tokens are kept; 0 keeps all.
+        stop: Strings that end a sequence wherever they occur; they are not part of its text.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise PromptError(f"temperature must be a finite number of at least 0, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise PromptError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.top_k < 0:
+            raise PromptError(f"top_k must be at least 0 (0 keeps all tokens), not {self.top_k}")
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise PromptError("stop strings must be non-empty text")
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some tokens can never be drawn (top-p, top-k or greedy decoding)."""
+        return self.top_p < 1 or self.top_k > 0 or self.temperature == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a backend can do.
+
+    Attributes:
+        continue_prefix: Generation can go on from a partial response, so several steps are possible.
+        logprobs: Completions carry their log-probability under the sampled distribution.
+        score: Given token sequences can be scored.
+        seed: Draws are determined by the seed.
+        chat: Prompts may be chat messages.
+    """
+
+    continue_prefix: bool = True
+    logprobs: bool = True
+    score: bool = True
+    seed: bool = True
+    chat: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A partial response x_t: an immutable value, compared by content.
+
+    Backends derive their own states from it and hide in them what they need; algorithms use these attributes only.
+
+    Attributes:
+        text: The response so far, without the prompt.
+        num_tokens: Tokens of the response so far.
+        finished: Whether the response is complete, i.e. this is x_0.
+        finish_reason: Why it is, once it is.
+    """
+
+    text: str = ""
+    num_tokens: int = 0
+    finish_reason: FinishReason | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the response is complete."""
+        return self.finish_reason is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A complete response, drawn by `Backend.rollout` from a state or written by hand: ``Completion(text="…")``.
+
+    Attributes:
+        text: The whole response: the state's text and the rollout's.
+        token_ids: Tokens of the rollout alone, with the end-of-sequence token where one was drawn.
+        logprob: Log-probability (nats) of ``token_ids`` given the state under the sampled distribution, where known.
+        finish_reason: Why it ended; ``error`` marks a failed draw.
+        log_weight: Log of the number of draws that this completion stands for in its group (nats). Group
+            rewards use it as vote weight.
+        error: What went wrong, where ``finish_reason`` is ``error``.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprob: float | None = None
+    finish_reason: FinishReason = "stop"
+    log_weight: float = 0.0
+    error: str | None = None
+
+    def weighted(self, log_weight: float) -> Completion:
+        """Return the same completion standing for ``exp(log_weight)`` draws."""
+        return replace(self, log_weight=log_weight)
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A language model that can be advanced step by step.
+
+    All methods may be called concurrently from one event loop; cancelling a call stops its work. Seeds are
+    non-negative integers: row i of a call draws from a stream that is a pure function of (seed, i), see `row_seeds`,
+    so a row does not depend on how many others are drawn with it or on what else the backend is doing.
+    """
+
+    @property
+    def name(self) -> str:
+        """The model's name, for results and messages."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this backend can do."""
+        ...
+
+    async def begin(self, prompt: Prompt, *, max_tokens: int, params: SamplingParams) -> State:
+        """Return the empty response to a prompt.
+
+        Args:
+            prompt: Text or chat messages.
+            max_tokens: Budget of the whole response, in tokens; no later call exceeds it.
+            params: Sampling parameters of everything drawn from this state.
+
+        Raises:
+            PromptError: The prompt is empty or of the wrong type.
+            ContextLengthError: Prompt and budget do not fit into the context window.
+        """
+        ...
+
+    async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
+        """Draw n successors of one state from p_ref(x_s | x_t), each ``tokens`` further (less where it ends earlier).
+
+        A finished state is returned n times as it is.
+        """
+        ...
+
+    async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+        """Complete each state n times from p_ref(x_0 | x_s); row (i, k) uses ``row_seeds(seed, n, i)[k]``.
+
+        A finished state gives n copies of itself with an empty rollout of log-probability 0.
+        """
+        ...
+
+    async def score(self, states: Sequence[State], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
+        """Return log p_ref(token_ids | state) in nats for completions drawn elsewhere, per state.
+
+        A token outside of a truncated support gives minus infinity.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Free what the backend holds; harmless when called twice. Other calls then raise `BackendClosedError`."""
+        ...
+
+    async def __aenter__(self) -> Self:
+        """Return the backend itself."""
+        ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the backend."""
+        ...
+
+
+class BackendContext:
+    """The ``async with`` half of the contract, for implementations to inherit."""
+
+    async def aclose(self) -> None:
+        """Free what the backend holds."""
+
+    async def __aenter__(self) -> Self:
+        """Return the backend itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the backend."""
+        await self.aclose()
+
+
+def row_seeds(seed: int, n: int, *path: int) -> list[int]:
+    """Return 64-bit seeds for n rows: row i's is a pure function of (seed, path, i), whatever n is."""
+    return [int(row) for row in np.random.SeedSequence(seed, spawn_key=path).generate_state(n, np.uint64)]
+
+
+def check_prompt(prompt: Prompt) -> None:
+    """Refuse prompts that are empty or of the wrong type.
+
+    Raises:
+        PromptError: With what was wrong and what is allowed.
+    """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise PromptError("the prompt is empty; give a question as text or a non-empty list of chat messages")
+        return
+    if not isinstance(prompt, list | tuple):
+        raise PromptError(f"the prompt must be text or a list of chat messages, not {type(prompt).__name__}")
+    if not prompt:
+        raise PromptError("the list of chat messages is empty")
+    for message in prompt:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise PromptError(f"a chat message must be a mapping with 'role' and 'content', not {message!r}")
+        if not all(isinstance(message[key], str) for key in ("role", "content")):
+            raise PromptError(f"role and content of a chat message must be text, not {message!r}")
+    if not any(message["content"].strip() for message in prompt):
+        raise PromptError("all chat messages are empty")
+
+
+def check_budget(max_tokens: int) -> None:
+    """Refuse a token budget below one."""
+    if max_tokens < 1:
+        raise PromptError(f"max_tokens must be at least 1, not {max_tokens}")

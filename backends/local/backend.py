@@ -1,0 +1,245 @@
+"""`LocalBackend`: the backend contract on top of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self, TypeVar
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from backends.base import (
+    Backend,
+    BackendContext,
+    Capabilities,
+    Completion,
+    Prompt,
+    SamplingParams,
+    State,
+    check_budget,
+    check_prompt,
+    row_seeds,
+)
+from backends.errors import BackendError, ContextLengthError, PromptError
+from backends.local.batch import Row
+from backends.local.cache import Prefix
+from backends.local.engine import Engine, Scored
+from backends.local.loading import context_length, end_tokens, open_checkpoint
+from backends.local.model import Model
+from backends.local.text import Decoder
+
+T = TypeVar("T")
+
+DEFAULT_MAX_ROWS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LocalState(State):
+    """A partial response; the cache hangs on `prefix`, which plays no part in comparisons."""
+
+    prompt_ids: tuple[int, ...] = field(repr=False)
+    token_ids: tuple[int, ...] = field(repr=False)
+    params: SamplingParams
+    max_tokens: int
+    prefix: Prefix = field(repr=False, compare=False)
+
+
+class LocalBackend(BackendContext):
+    """A causal language model on this machine, with exact log-probabilities under the sampled distribution.
+
+    The prompt is computed once per run; candidates and rollouts share its cache, and the chosen candidate's is kept.
+    All runs share one model, which works in its own thread: their rows decode in common batches.
+
+    Args:
+        model: A transformers causal language model, on its device.
+        tokenizer: Its tokenizer.
+        name: What to call it.
+        max_rows: Most sequences to decode at the same time; halved whenever the device's memory runs out.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        max_rows: int = DEFAULT_MAX_ROWS,
+    ) -> None:
+        """Prepare the engine; its thread starts with the first call."""
+        if max_rows < 1:
+            raise BackendError(f"max_rows is {max_rows}; allowed: at least 1")
+        self._name = name
+        self._tokenizer = tokenizer
+        self._tokenizer_lock = threading.Lock()
+        self._context = context_length(model)
+        self._decoder = Decoder(tokenizer, end_tokens(model, tokenizer))
+        self._model = Model(model)
+        self._engine = Engine(self._model, self._decoder, max_rows=max_rows)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        name: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_rows: int = DEFAULT_MAX_ROWS,
+        revision: str | None = None,
+    ) -> Self:
+        """Load a checkpoint.
+
+        Args:
+            source: Hub id or folder.
+            name: What to call it; by default the source.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+            max_rows: Most sequences to decode at the same time.
+            revision: Branch, tag or commit on the hub.
+
+        Raises:
+            UnknownModelError: There is no such checkpoint.
+            BackendError: It cannot be used here.
+        """
+        model, tokenizer = open_checkpoint(source, device=device, dtype=dtype, revision=revision)
+        return cls(model, tokenizer, name=name or str(source), max_rows=max_rows)
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Everything; chat where the tokenizer has a chat template."""
+        return Capabilities(chat=self._tokenizer.chat_template is not None)
+
+    async def begin(self, prompt: Prompt, *, max_tokens: int, params: SamplingParams) -> State:
+        """Return the empty response to a prompt; see `backends.Backend.begin`."""
+        check_prompt(prompt)
+        check_budget(max_tokens)
+        # A long prompt takes a while to tokenize; the event loop has other things to do.
+        ids = await asyncio.to_thread(self._encode, prompt)
+        if not ids:
+            raise PromptError("the prompt has no tokens")
+        if self._context is not None and len(ids) + max_tokens > self._context:
+            raise ContextLengthError(
+                f"the prompt has {len(ids)} tokens and max_tokens is {max_tokens}; "
+                f"{self._name} allows {self._context} together"
+            )
+        return _LocalState(prompt_ids=ids, token_ids=(), params=params, max_tokens=max_tokens, prefix=Prefix(ids))
+
+    async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
+        """Draw n successors of a state; see `backends.Backend.extend`."""
+        state = _own(state)
+        if tokens < 1 or n < 1:
+            raise BackendError(f"extend needs at least one state of at least one token, not {n} of {tokens}")
+        if state.finished:
+            return [state] * n
+        rows = [_row(state, tokens, row) for row in row_seeds(seed, n)]
+        await _done(self._engine.draw(rows))
+        return [self._successor(state, row) for row in rows]
+
+    async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+        """Complete each state n times; see `backends.Backend.rollout`."""
+        own = [_own(state) for state in states]
+        rows = {
+            index: [_row(state, state.max_tokens, row) for row in row_seeds(seed, n, index)]
+            for index, state in enumerate(own)
+            if not state.finished
+        }
+        if rows:
+            await _done(self._engine.draw([row for group in rows.values() for row in group]))
+        return [
+            [self._completion(state, row) for row in rows[index]] if index in rows else [_as_completion(state)] * n
+            for index, state in enumerate(own)
+        ]
+
+    async def score(self, states: Sequence[State], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
+        """Return the log-probabilities of completions; see `backends.Backend.score`."""
+        items = [
+            Scored(state.prefix, completion.token_ids, state.params)
+            for state, group in zip(map(_own, states), completions, strict=True)
+            for completion in group
+        ]
+        flat = await _done(self._engine.score(items)) if items else []
+        scores = iter(flat)
+        return [[next(scores) for _ in group] for group in completions]
+
+    async def aclose(self) -> None:
+        """Stop the model's thread; what is under way fails with `BackendClosedError`."""
+        await asyncio.to_thread(self._engine.close)
+
+    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+        with self._tokenizer_lock:
+            if isinstance(prompt, str):
+                return tuple(self._tokenizer(prompt)["input_ids"])
+            if self._tokenizer.chat_template is None:
+                raise PromptError(f"{self._name} has no chat template; give the prompt as text")
+            try:
+                text = self._tokenizer.apply_chat_template(
+                    [dict(message) for message in prompt], tokenize=False, add_generation_prompt=True
+                )
+            except Exception as error:  # Templates are programs of the checkpoint's author and raise what they like.
+                raise PromptError(f"the chat template of {self._name} refuses these messages: {error}") from error
+            return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _successor(self, state: _LocalState, row: Row) -> _LocalState:
+        ids = state.token_ids + tuple(row.drawn)
+        return _LocalState(
+            text=self._decoder.text(ids, state.params.stop, finished=row.finish_reason is not None),
+            num_tokens=len(ids),
+            finish_reason=row.finish_reason,
+            prompt_ids=state.prompt_ids,
+            token_ids=ids,
+            params=state.params,
+            max_tokens=state.max_tokens,
+            prefix=row.successor or Prefix(state.prompt_ids + ids),
+        )
+
+    def _completion(self, state: _LocalState, row: Row) -> Completion:
+        assert row.finish_reason is not None
+        return Completion(
+            text=self._decoder.text([*state.token_ids, *row.drawn], state.params.stop, finished=True),
+            token_ids=tuple(row.drawn),
+            logprob=float(sum(row.logprobs)),
+            finish_reason=row.finish_reason,
+        )
+
+
+def _own(state: State) -> _LocalState:
+    if not isinstance(state, _LocalState):
+        raise BackendError(f"a local model cannot go on from a {type(state).__name__} of another backend")
+    return state
+
+
+def _row(state: _LocalState, tokens: int, seed: int) -> Row:
+    left = state.max_tokens - state.num_tokens
+    budget = min(tokens, left)
+    return Row(
+        prefix=state.prefix,
+        response_ids=state.token_ids,
+        budget=budget,
+        last=budget == left,
+        params=state.params,
+        # Philox is keyed directly: the seed is a hash already.
+        uniforms=np.random.Generator(np.random.Philox(key=seed)).random(budget),
+    )
+
+
+def _as_completion(state: _LocalState) -> Completion:
+    assert state.finish_reason is not None
+    return Completion(text=state.text, logprob=0.0, finish_reason=state.finish_reason)
+
+
+async def _done(future: Future[T]) -> T:
+    """Await the engine; a cancelled wait cancels the work."""
+    return await asyncio.wrap_future(future)
+
+
+_: type[Backend] = LocalBackend

@@ -1,0 +1,23 @@
+"""Stop strings: where a text ends, and how much of an unfinished one can be shown for certain."""
+
+from __future__ import annotations
+
+
+def cut(text: str, stop: tuple[str, ...]) -> str:
+    """Return the text before the first stop string, or all of it."""
+    found = [position for position in (text.find(string) for string in stop) if position >= 0]
+    return text[: min(found)] if found else text
+
+
+def settled(text: str, stop: tuple[str, ...]) -> str:
+    """Return an unfinished text without an end that may turn out to be the beginning of a stop string.
+
+    So the text of a response only ever grows from state to state, whatever comes next.
+    """
+    longest = 0
+    for string in stop:
+        for length in range(min(len(string) - 1, len(text)), longest, -1):
+            if text.endswith(string[:length]):
+                longest = length
+                break
+    return text[: len(text) - longest]

@@ -1,0 +1,127 @@
+"""The options that commands share, and their translation into the library's settings.
+
+Each option that is a setting of `ETSConfig` carries the setting's name as its parameter name, and takes its help and
+its default from there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+import backends
+from backends import Backend, Prompt
+from ets_agent.config import DEFAULT_NUM_STEPS, ETSConfig
+from ets_agent.errors import ConfigError
+
+DEFAULT_MODEL = "tiny/qwen3"
+DEFAULT_REWARD = "self_consistency"
+_TINY_MAX_TOKENS = 64
+
+
+def _setting(name: str, *flags: str, default: str | None = None, metavar: str | None = None) -> Any:
+    """Return the option for a setting; it is None unless given, so that the library's own default holds."""
+    field = ETSConfig.model_fields[name]
+    shown = field.default if default is None else default
+    about = (field.description or "").rstrip(".")
+    return typer.Option(
+        *flags,
+        help=f"{about}." if shown in (None, ()) else f"{about} (default: {shown}).",
+        metavar=metavar,
+        show_default=False,
+        rich_help_panel="Sampling",
+    )
+
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="Reference model: tiny/NAME (see `ets models`) or hf/ID_OR_PATH.")
+]
+RewardSpec = Annotated[
+    str, typer.Option("--reward", "-r", help="Reward by name, with arguments after a colon: math_answer:gold=42.")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="Where a local model runs: cpu, cuda, …", show_default=False)
+]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="Number format of a local model: float32, bfloat16, …", show_default=False)
+]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="Let the model continue the question as plain text, not answer a chat message.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")]
+Progress = Annotated[
+    bool | None,
+    typer.Option(
+        "--progress/--no-progress", help="Show progress on stderr.", show_default="where stderr is a terminal"
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+NumCandidates = Annotated[int | None, _setting("num_candidates", "--candidates", "-M")]
+NumRollouts = Annotated[int | None, _setting("num_rollouts", "--rollouts", "-K")]
+NumSteps = Annotated[int | None, _setting("num_steps", "--steps", "-I", default=str(DEFAULT_NUM_STEPS))]
+BlockSize = Annotated[int | None, _setting("block_size", "--block-size", "-B")]
+KlCoef = Annotated[float | None, _setting("kl_coef", "--kl-coef")]
+Temperature = Annotated[float | None, _setting("temperature", "--temperature")]
+TopP = Annotated[float | None, _setting("top_p", "--top-p")]
+TopK = Annotated[int | None, _setting("top_k", "--top-k")]
+MaxTokens = Annotated[
+    int | None,
+    _setting(
+        "max_tokens",
+        "--max-tokens",
+        default=f"{_TINY_MAX_TOKENS} for tiny/ models, otherwise {ETSConfig.model_fields['max_tokens'].default}",
+    ),
+]
+Stop = Annotated[list[str] | None, _setting("stop", "--stop", metavar="TEXT")]
+Seed = Annotated[int | None, _setting("seed", "--seed", default="random")]
+EvalSeed = Annotated[
+    int, typer.Option("--seed", help="Seed of the problems and of every run.", rich_help_panel="Sampling")
+]
+Timeout = Annotated[float | None, _setting("timeout", "--timeout", metavar="SECONDS")]
+
+
+def config_from(context: typer.Context) -> ETSConfig:
+    """Return the settings that a command's options make.
+
+    Raises:
+        ConfigError: They are not allowed.
+    """
+    given = {
+        name: context.params[name] for name in ETSConfig.model_fields if context.params.get(name) not in (None, [], ())
+    }
+    if str(context.params["model"]).startswith("tiny/"):
+        given.setdefault("max_tokens", _TINY_MAX_TOKENS)
+    return ETSConfig.build(**given)
+
+
+def load_model(name: str, *, device: str | None, dtype: str | None) -> Backend:
+    """Open a backend with those of the options that were given.
+
+    Raises:
+        BackendError: The model is unknown or cannot be loaded.
+    """
+    options = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
+    return backends.load(name, **options)
+
+
+def prompt_from(question: str, *, backend: Backend, raw: bool) -> Prompt:
+    """Return a question as one chat message, or as plain text where that is wanted or all that the model takes."""
+    if raw or not backend.capabilities.chat:
+        return question
+    return [{"role": "user", "content": question}]
+
+
+def read_question(argument: str) -> str:
+    """Return the question: the argument itself, or all of stdin for ``-``.
+
+    Raises:
+        ConfigError: It is not valid UTF-8.
+    """
+    try:
+        # Bytes of an argument that are not UTF-8 arrive as lone surrogates, which no tokenizer takes.
+        data = typer.get_binary_stream("stdin").read() if argument == "-" else argument.encode("utf-8")
+        return data.decode("utf-8").rstrip("\n")
+    except UnicodeError as error:
+        raise ConfigError("the question is not valid UTF-8") from error

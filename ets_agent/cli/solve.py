@@ -1,0 +1,78 @@
+"""``ets solve``: answer one question."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import rewards
+from backends import Backend, Prompt
+from backends.base import check_prompt
+from ets_agent.cli import errors, options
+from ets_agent.cli.output import emit
+from ets_agent.cli.run import session
+from ets_agent.cli.solve_progress import SolveProgress
+from ets_agent.config import ETSConfig
+from ets_agent.results import Finished, Result
+from ets_agent.sampler import ETS
+from rewards import Reward
+
+
+def solve_command(
+    context: typer.Context,
+    question: Annotated[str, typer.Argument(help="The question; - reads it from stdin.", show_default=False)],
+    model: options.Model = options.DEFAULT_MODEL,
+    reward: options.RewardSpec = options.DEFAULT_REWARD,
+    num_candidates: options.NumCandidates = None,
+    num_rollouts: options.NumRollouts = None,
+    num_steps: options.NumSteps = None,
+    block_size: options.BlockSize = None,
+    kl_coef: options.KlCoef = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    max_tokens: options.MaxTokens = None,
+    stop: options.Stop = None,
+    seed: options.Seed = None,
+    timeout: options.Timeout = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    raw: options.Raw = False,
+    as_json: options.Json = False,
+    progress: options.Progress = None,
+    debug: options.Debug = False,
+) -> None:
+    """Answer a question with guided sampling; the answer alone goes to stdout."""
+    with session(debug=debug) as running:
+        # All that can be wrong with the command itself is found before a model is loaded for it.
+        config = options.config_from(context)
+        text = options.read_question(question)
+        check_prompt(text)
+        judge = rewards.build(reward)
+        shown = progress if progress is not None else sys.stderr.isatty()
+        with SolveProgress(enabled=shown) as display:
+            display.note(f"loading {model}")
+            backend = options.load_model(model, device=device, dtype=dtype)
+            prompt = options.prompt_from(text, backend=backend, raw=raw)
+            result = running.run(_solve(backend, judge, prompt, config, display))
+        for message in result.warnings:
+            errors.warn(message)
+        if result.cut_short:
+            errors.warn(f"cut short after {config.timeout:g} s; this is the best answer so far")
+        if as_json:
+            emit(result.model_dump_json(indent=2))
+        else:
+            emit(result.answer if result.answer is not None else result.text)
+
+
+async def _solve(backend: Backend, reward: Reward, prompt: Prompt, config: ETSConfig, display: SolveProgress) -> Result:
+    result: Result | None = None
+    async with backend, ETS(backend, reward, config=config) as ets:
+        async for event in ets.stream(prompt):
+            display.show(event)
+            if isinstance(event, Finished):
+                result = event.result
+    assert result is not None  # every run ends with `Finished`
+    return result

@@ -1,0 +1,127 @@
+"""The settings of a run, checked when they are made."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from backends import SamplingParams
+from ets_agent.errors import ConfigError
+
+DEFAULT_NUM_STEPS = 4
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+StopStrings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+
+
+class ETSConfig(BaseModel):
+    """Settings of ETS (Algorithm 1 of the paper), by the field's names.
+
+    ``num_steps`` or ``block_size`` divides the token budget into steps; giving neither means four steps. Defaults are
+    for interactive use; the paper ran 15 candidates and 3 rollouts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    num_candidates: int = Field(default=8, ge=1)
+    """M: candidate continuations per step."""
+    num_rollouts: int = Field(default=4, ge=1)
+    """K: rollouts per candidate, from which its energy is estimated."""
+    num_steps: int | None = Field(default=None, ge=1)
+    """I: steps, of nearly equal length in tokens; 1 with kl_coef = 0 is Best-of-N."""
+    block_size: int | None = Field(default=None, ge=1)
+    """B: tokens per step, instead of num_steps."""
+    kl_coef: float = Field(default=0.1, ge=0)
+    """λ: small trusts the reward, large stays close to the model; 0 is the limit of the best rollouts only."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature of candidates and rollouts."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling: keep the smallest set of tokens with this probability."""
+    top_k: int = Field(default=0, ge=0)
+    """Keep this many most probable tokens; 0 keeps all."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Budget of the response, in tokens."""
+    stop: StopStrings = ()
+    """Strings that end the response; not part of its text."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of the run; without one it is drawn, and the result reports it."""
+    timeout: float | None = Field(default=None, gt=0)
+    """Seconds after which the best answer so far is returned."""
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if self.block_size is not None and self.block_size > self.max_tokens:
+            raise ValueError(f"block_size is {self.block_size}; allowed: 1 to max_tokens, which is {self.max_tokens}")
+        if self.num_steps is not None and self.num_steps > self.max_tokens:
+            raise ValueError(f"num_steps is {self.num_steps}; allowed: 1 to max_tokens, which is {self.max_tokens}")
+        if self.num_steps is not None and self.block_size is not None:
+            implied = -(-self.max_tokens // self.block_size)
+            if implied != self.num_steps:
+                raise ValueError(
+                    f"num_steps is {self.num_steps}, but block_size {self.block_size} of max_tokens {self.max_tokens} "
+                    f"makes {implied} steps; give one of the two"
+                )
+        return self
+
+    @property
+    def blocks(self) -> list[int]:
+        """Tokens of each step; they add up to ``max_tokens``."""
+        if self.block_size is not None:
+            full, rest = divmod(self.max_tokens, self.block_size)
+            return [self.block_size] * full + [rest] * (rest > 0)
+        steps = self.num_steps or min(DEFAULT_NUM_STEPS, self.max_tokens)
+        bounds = [self.max_tokens * step // steps for step in range(steps + 1)]
+        return [end - start for start, end in pairwise(bounds)]
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The part of the settings that defines p_ref."""
+        return SamplingParams(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, stop=self.stop)
+
+    @classmethod
+    def build(cls, **settings: Any) -> ETSConfig:
+        """Return checked settings.
+
+        Raises:
+            ConfigError: Something is not allowed; the message names each setting, its value and the allowed range.
+        """
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from None
+
+    def replace(self, **changes: Any) -> ETSConfig:
+        """Return the settings with some of them changed, checked again.
+
+        A new ``num_steps`` or ``block_size`` takes the place of the other.
+
+        Raises:
+            ConfigError: As for `build`.
+        """
+        settings = self.model_dump(exclude_unset=True)
+        if changes.get("num_steps") is not None and "block_size" not in changes:
+            settings.pop("block_size", None)
+        if changes.get("block_size") is not None and "num_steps" not in changes:
+            settings.pop("num_steps", None)
+        return type(self).build(**settings | changes)
+
+
+def _explain(error: ValidationError) -> str:
+    """Say in one line per setting what was wrong and what is allowed."""
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"there is no setting {where!r}; allowed: {', '.join(ETSConfig.model_fields)}")
+        elif not where:
+            lines.append(problem["msg"].removeprefix("Value error, "))
+        else:
+            allowed = problem["msg"][0].lower() + problem["msg"][1:]
+            lines.append(f"{where} is {problem['input']!r}: {allowed}")
+    return "; ".join(lines)

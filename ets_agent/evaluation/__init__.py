@@ -1,0 +1,18 @@
+"""Evaluation: problem sets, baselines and the statistics that compare them."""
+
+from ets_agent.evaluation.methods import METHODS, Method, Solution
+from ets_agent.evaluation.report import EvalReport, ItemRecord
+from ets_agent.evaluation.runner import Problem, evaluate
+from ets_agent.evaluation.statistics import Interval, wilson_interval
+
+__all__ = [
+    "METHODS",
+    "EvalReport",
+    "Interval",
+    "ItemRecord",
+    "Method",
+    "Problem",
+    "Solution",
+    "evaluate",
+    "wilson_interval",
+]

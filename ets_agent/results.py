@@ -1,0 +1,159 @@
+"""What a run gives back: the answer, a trace of every step, and what it cost. All of it survives a JSON round trip."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from backends import FinishReason
+from ets_agent.config import ETSConfig
+from ets_agent.energy import Fallback
+
+
+class _Record(BaseModel):
+    """A frozen model whose infinities are legal JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True)
+
+
+class RolloutTrace(_Record):
+    """One complete response by which a candidate was judged."""
+
+    text: str
+    """The whole response."""
+    answer: str | None
+    """What the reward read as its final answer."""
+    reward: float | None
+    """r(y, x_0); None where there was no verdict."""
+    logprob: float | None
+    """Log-probability of the rollout's own tokens (nats)."""
+    finish_reason: FinishReason
+    """Why it ended; ``error`` marks a failed draw, which was left out."""
+
+
+class StepTrace(_Record):
+    """One step of ETS. Lists over candidates have length M and one order."""
+
+    step: int
+    """Number of the step, from 1."""
+    candidates: list[str]
+    """The text that each candidate adds to the response."""
+    finished: list[bool]
+    """Whether the candidate is a complete response, whose energy is known exactly."""
+    log_energies: list[float]
+    """Estimates of log E[exp(r / λ)] (nats, up to a constant of the step where λ = 0)."""
+    weights: list[float]
+    """Self-normalised weights; they sum to 1."""
+    ess: float
+    """Effective sample size of the weights, 1 to M."""
+    chosen: int
+    """Index of the candidate that was drawn."""
+    rollouts: list[list[RolloutTrace]]
+    """The responses behind each estimate; a finished candidate's is itself."""
+    fallback: Fallback | None = None
+    """Why the weights are uniform, where they had to be."""
+    dropped: int = 0
+    """Rollouts without a verdict, left out of the estimates."""
+
+
+class Usage(_Record):
+    """What a run cost."""
+
+    candidate_tokens: int = 0
+    """Tokens drawn as candidates."""
+    rollout_tokens: int = 0
+    """Tokens drawn as rollouts."""
+    scoring_tokens: int = 0
+    """Tokens scored without being drawn (importance weights)."""
+    seconds: float = 0.0
+    """Wall time of the run."""
+
+    @property
+    def total_tokens(self) -> int:
+        """All tokens drawn or scored."""
+        return self.candidate_tokens + self.rollout_tokens + self.scoring_tokens
+
+
+class Result(_Record):
+    """A guided completion."""
+
+    text: str
+    """The response."""
+    answer: str | None
+    """The final answer that the reward reads in it."""
+    reward: float | None
+    """Its reward in the last step's group; None where there was no verdict."""
+    finish_reason: Literal["stop", "length", "timeout"]
+    """Why it ended; ``timeout`` means that the run was cut short."""
+    steps: list[StepTrace]
+    """One trace per step."""
+    usage: Usage
+    """Tokens and seconds."""
+    seed: int
+    """The same seed, settings and model give the same response, where the backend can seed."""
+    model: str
+    """Name of the reference model."""
+    config: ETSConfig
+    """The settings of the run."""
+    warnings: list[str] = []
+    """What went wrong on the way without ending the run."""
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the run ended before its last step by a deadline."""
+        return self.finish_reason == "timeout"
+
+
+class StepStarted(_Record):
+    """A step begins."""
+
+    type: Literal["step_started"] = "step_started"
+    step: int
+    """Number of the step, from 1."""
+    num_steps: int
+    """Steps at most; a response that ends early needs fewer."""
+    text: str
+    """The response so far."""
+
+
+class CandidatesWeighed(_Record):
+    """A step's candidates have their weights, and one of them was drawn."""
+
+    type: Literal["candidates_weighed"] = "candidates_weighed"
+    trace: StepTrace
+    """Everything about the step."""
+
+
+class BlockCommitted(_Record):
+    """The chosen candidate's block is part of the response now; it will not change any more."""
+
+    type: Literal["block_committed"] = "block_committed"
+    step: int
+    """Number of the step, from 1."""
+    delta: str
+    """The text that was added."""
+    text: str
+    """The response so far."""
+
+
+class Warned(_Record):
+    """Something went wrong that did not end the run."""
+
+    type: Literal["warned"] = "warned"
+    step: int
+    """Number of the step, from 1."""
+    message: str
+    """What happened."""
+
+
+class Finished(_Record):
+    """The run is over; always the last event."""
+
+    type: Literal["finished"] = "finished"
+    result: Result
+    """What `ETS.complete` returns."""
+
+
+Event = Annotated[StepStarted | CandidatesWeighed | BlockCommitted | Warned | Finished, Field(discriminator="type")]
+"""What `ETS.stream` yields, in this order in every step: started, warned (if need be), weighed, committed."""

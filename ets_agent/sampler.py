@@ -1,0 +1,202 @@
+"""`ETS`, the sampler: what agents and people call."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import backends
+import rewards
+from backends import Backend, CapabilityError, Prompt
+from backends.base import row_seeds
+from ets_agent._run import Run
+from ets_agent.config import ETSConfig
+from ets_agent.errors import ConfigError, RunningLoopError
+from ets_agent.results import Event, Finished, Result
+from rewards import Reward
+
+RewardSpec = Reward | str | Mapping[str, Any]
+"""A reward, or what `rewards.build` makes one from: ``"self_consistency"``, ``{"name": "math_answer", "gold": 42}``."""
+
+DEFAULT_CONCURRENCY = 16
+
+
+class ETS:
+    """Energy-Guided Test-Time Scaling: samples from p*(x | y) ∝ p_ref(x | y) · exp(r(y, x) / λ), without training.
+
+    Algorithm 1 of arXiv 2601.21484: in each of I steps draw M candidate blocks from the model, estimate each one's
+    energy E[exp(r / λ)] from K rollouts, and draw one by self-normalised weights.
+
+        ets = ETS("tiny/qwen3", "self_consistency", num_candidates=8, num_rollouts=4, max_tokens=64)
+        result = await ets.complete("Ada has 12 apples. …")
+
+    One object serves any number of concurrent calls. It closes a backend that it loaded itself, by name, in `aclose`
+    or at the end of ``async with``; a backend handed to it stays open.
+
+    Args:
+        backend: The reference model, or its name for `backends.load`.
+        reward: The reward, or its specification for `rewards.build`.
+        proposal: A cheaper model for the rollouts (ETS-IS); not available yet, must be None.
+        config: Settings as one object, instead of or beneath ``settings``.
+        **settings: Fields of `ETSConfig`.
+
+    Raises:
+        ConfigError: A setting is out of range; the message says what is allowed.
+        backends.BackendError: The model cannot be loaded, or cannot do what the settings need.
+        rewards.RewardError: There is no such reward.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | str,
+        reward: RewardSpec = "self_consistency",
+        proposal: Backend | str | None = None,
+        *,
+        config: ETSConfig | None = None,
+        **settings: Any,
+    ) -> None:
+        """Check everything before anything is loaded."""
+        if proposal is not None:
+            raise ConfigError("proposal must be None: rollouts from a proposal model (ETS-IS) are not available yet")
+        self._config = config.replace(**settings) if config is not None else ETSConfig.build(**settings)
+        self._reward = rewards.build(reward)
+        self._owns_backend = isinstance(backend, str)
+        self._backend = backends.load(backend) if isinstance(backend, str) else backend
+        self._check_capabilities(self._config)
+
+    @property
+    def config(self) -> ETSConfig:
+        """The settings; each call may override them."""
+        return self._config
+
+    @property
+    def backend(self) -> Backend:
+        """The reference model."""
+        return self._backend
+
+    async def complete(self, prompt: Prompt, *, reward: RewardSpec | None = None, **overrides: Any) -> Result:
+        """Return one guided completion.
+
+        Cancelling the call ends all of its work. A deadline (``timeout=``, seconds) does not raise: the result then is
+        the best-weighted complete answer so far, marked by ``finish_reason == "timeout"``.
+
+        Args:
+            prompt: Text, continued as it stands, or chat messages.
+            reward: A reward for this call only.
+            **overrides: Settings for this call only.
+
+        Raises:
+            ConfigError: A setting is out of range.
+            backends.PromptError: The prompt is empty or too long for the model's context.
+            backends.BackendError: The model failed.
+        """
+        stream = self.stream(prompt, reward=reward, **overrides)
+        async for event in stream:
+            if isinstance(event, Finished):
+                return event.result
+        raise AssertionError("a run ends with Finished")
+
+    def stream(self, prompt: Prompt, *, reward: RewardSpec | None = None, **overrides: Any) -> AsyncIterator[Event]:
+        """Return the events of one run while it goes on; arguments and errors as for `complete`.
+
+        Nothing runs between events, so leaving the loop early leaves nothing behind.
+        """
+        config = self._config.replace(**overrides) if overrides else self._config
+        self._check_capabilities(config)
+        judge = self._reward if reward is None else rewards.build(reward)
+        seed = secrets.randbits(48) if config.seed is None else config.seed
+        return Run(self._backend, judge, config, prompt, seed).events()
+
+    async def complete_many(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        on_result: Callable[[int, Result | Exception], None] | None = None,
+        reward: RewardSpec | Sequence[RewardSpec] | None = None,
+        **overrides: Any,
+    ) -> list[Result | Exception]:
+        """Complete many prompts, so many at a time; a failure is that item's result and never the batch's.
+
+        Item i runs with its own seed, a function of the run's seed and i, whatever the concurrency.
+
+        Args:
+            prompts: Prompts, as for `complete`.
+            concurrency: Most runs at the same time.
+            on_result: Called with (index, result) as each one ends, for progress.
+            reward: One reward for all, or a list with one for each prompt.
+            **overrides: Settings for this call only.
+
+        Raises:
+            ConfigError: A setting is out of range.
+        """
+        if concurrency < 1:
+            raise ConfigError(f"concurrency is {concurrency}; allowed: at least 1")
+        config = self._config.replace(**overrides)
+        specs = (
+            list(reward) if isinstance(reward, Sequence) and not isinstance(reward, str) else [reward] * len(prompts)
+        )
+        if len(specs) != len(prompts):
+            raise ConfigError(f"there are {len(prompts)} prompts but {len(specs)} rewards")
+        seeds = item_seeds(secrets.randbits(48) if config.seed is None else config.seed, len(prompts))
+        results: dict[int, Result | Exception] = {}
+        places = asyncio.Semaphore(concurrency)
+
+        async def run(index: int) -> None:
+            async with places:
+                try:
+                    results[index] = await self.complete(
+                        prompts[index], reward=specs[index], **overrides | {"seed": seeds[index]}
+                    )
+                except Exception as error:  # Whatever it was, it is this item's result.
+                    results[index] = error
+                if on_result is not None:
+                    on_result(index, results[index])
+
+        async with asyncio.TaskGroup() as group:
+            for index in range(len(prompts)):
+                group.create_task(run(index))
+        return [results[index] for index in range(len(prompts))]
+
+    def complete_sync(self, prompt: Prompt, *, reward: RewardSpec | None = None, **overrides: Any) -> Result:
+        """Return one guided completion from a script that has no event loop; arguments and errors as for `complete`.
+
+        Raises:
+            RunningLoopError: An event loop is running in this thread; await `complete` there.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.complete(prompt, reward=reward, **overrides))
+        raise RunningLoopError("complete_sync would block the running event loop: use 'await ets.complete(…)' here")
+
+    async def aclose(self) -> None:
+        """Close the reward, and the backend if it was loaded by name; harmless when called twice."""
+        await self._reward.aclose()
+        if self._owns_backend:
+            await self._backend.aclose()
+
+    async def __aenter__(self) -> Self:
+        """Return the sampler itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        await self.aclose()
+
+    def _check_capabilities(self, config: ETSConfig) -> None:
+        if len(config.blocks) > 1 and not self._backend.capabilities.continue_prefix:
+            raise CapabilityError(
+                f"{self._backend.name} cannot continue a prefix, so only num_steps=1 is possible, "
+                f"not {len(config.blocks)} steps"
+            )
+
+
+def item_seeds(seed: int, count: int) -> list[int]:
+    """Return one seed per item of a batch; below 2**53, so that every JSON reader keeps them."""
+    return [row >> 11 for row in row_seeds(seed, count)]

@@ -1,0 +1,26 @@
+"""Rewards r(y, x_0): judge complete responses, for guidance and for evaluation.
+
+reward = rewards.build("self_consistency")
+scores = await reward.score(prompt, completions)
+"""
+
+from rewards.answers import canonical, extract_answer
+from rewards.base import Reward
+from rewards.errors import RewardError, RewardSpecError
+from rewards.math_answer import MathAnswer
+from rewards.registry import RewardInfo, available, build, register
+from rewards.self_consistency import SelfConsistency
+
+__all__ = [
+    "MathAnswer",
+    "Reward",
+    "RewardError",
+    "RewardInfo",
+    "RewardSpecError",
+    "SelfConsistency",
+    "available",
+    "build",
+    "canonical",
+    "extract_answer",
+    "register",
+]

@@ -1,0 +1,135 @@
+"""Arguments of rewards: read from a specification string and checked against a constructor's signature."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rewards.errors import RewardSpecError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+_KEY = re.compile(r"\s*([^\W\d]\w*)\s*=")
+_NEXT_KEY = re.compile(r",(?=\s*[^\W\d]\w*\s*=)")
+_END_OF_VALUE = re.compile(r"\s*(?:$|,(?=\s*[^\W\d]\w*\s*=))")
+_CHECKED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Read ``key=value,key=value``.
+
+    A value is JSON if it is a JSON literal, otherwise text up to the next ``,key=``; so ``gold=1,234`` is one argument.
+
+    Raises:
+        RewardSpecError: The text is not of this form, or a key occurs twice.
+    """
+    arguments: dict[str, Any] = {}
+    position = 0
+    while True:
+        key = _KEY.match(text, position)
+        if key is None:
+            raise RewardSpecError(
+                f"expected key=value after the colon, or after a comma, but found {text[position:]!r}"
+            )
+        if key[1] in arguments:
+            raise RewardSpecError(f"argument {key[1]!r} is given twice")
+        value, end = _value(text, key.end())
+        if isinstance(value, str) and value.endswith(","):
+            raise RewardSpecError(f"expected key=value after the last comma of {text!r}")
+        arguments[key[1]] = value
+        if end is None:
+            return arguments
+        position = end
+
+
+def describe(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the parameters of a constructor as they would be declared: ``("accumulate: bool = False",)``."""
+    return tuple(_declaration(parameter) for parameter in inspect.signature(function).parameters.values())
+
+
+def check(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Check arguments by keyword against the names and annotations of a constructor's parameters.
+
+    Types are strict: text is no number, a number is no truth value, and NaN and infinity are no numbers. Lists may
+    stand for tuples and sets, and text for enumerations and paths, because JSON has no other way to write them.
+
+    Raises:
+        RewardSpecError: An argument is unknown, missing or of the wrong type; names all of them.
+    """
+    parameters = _signature(function).parameters
+    free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = {name: parameter for name, parameter in parameters.items() if parameter.kind in _CHECKED}
+    problems = [f"unknown argument {name!r}" for name in arguments if name not in named and not free]
+    checked = dict(arguments)
+    for name, parameter in named.items():
+        if name in arguments:
+            try:
+                checked[name] = _validated(parameter.annotation, arguments[name])
+            except ValueError as error:
+                problems.append(f"{name}={arguments[name]!r:.80}: {error}")
+        elif parameter.default is parameter.empty:
+            problems.append(f"missing argument {name!r}")
+    if problems:
+        takes = ", ".join(describe(function)) or "no arguments"
+        raise RewardSpecError(f"{'; '.join(problems)} (it takes: {takes})")
+    return checked
+
+
+def _value(text: str, start: int) -> tuple[Any, int | None]:
+    start += len(text[start:]) - len(text[start:].lstrip())
+    try:
+        value, stop = json.JSONDecoder().raw_decode(text, start)
+        end = _END_OF_VALUE.match(text, stop)
+    except (ValueError, RecursionError):
+        end = None
+    if end is None:
+        end = _NEXT_KEY.search(text, start)
+        value = text[start : end.start() if end else None].strip()
+    return value, end.end() if end and text[end.start() :].lstrip().startswith(",") else None
+
+
+def _declaration(parameter: inspect.Parameter) -> str:
+    if isinstance(parameter.annotation, str):  # as in the source, where `str` of the parameter would show quotes
+        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        return f"{parameter.name}: {parameter.annotation}{default}"
+    return str(parameter)
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function, eval_str=True)
+    except NameError:  # Names imported for type checkers only: the types of such a constructor go unchecked.
+        return inspect.signature(function)
+
+
+def _validated(annotation: Any, value: Any) -> Any:
+    from pydantic import ValidationError
+
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return value
+    adapter = _adapter(annotation)
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        refused = error
+    try:
+        return adapter.validate_json(json.dumps(value))
+    except (TypeError, ValueError):
+        messages = dict.fromkeys(problem["msg"] for problem in refused.errors(include_url=False))
+        raise ValueError(" or ".join(messages)) from None
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    # Imported here because pydantic takes longer to import than all of this package.
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter
+
+    try:
+        return TypeAdapter(
+            annotation, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+        )
+    except PydanticUserError:  # Models and dataclasses bring a configuration of their own.
+        return TypeAdapter(annotation)

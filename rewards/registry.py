@@ -1,0 +1,204 @@
+"""Rewards by name: register them, list them, build them from a specification."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from rewards import _arguments
+from rewards.base import Reward
+from rewards.errors import RewardSpecError
+from rewards.functions import FunctionReward
+
+RewardSpec: TypeAlias = Reward | str | Mapping[str, Any] | Callable[..., Any]
+"""What `build` makes a reward from."""
+
+ENTRY_POINTS = "ets_agent.rewards"
+"""The entry-point group in which other distributions offer rewards."""
+
+_T = TypeVar("_T", bound=Callable[..., Any])
+_NAME = re.compile(r"[^\W\d][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardInfo:
+    """One registered reward.
+
+    Attributes:
+        name: What `build` takes.
+        summary: What it rewards: the first line of its docstring.
+        parameters: Its parameters as they are declared, such as ``"accumulate: bool = False"``.
+    """
+
+    name: str
+    summary: str
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: str
+    source: Callable[..., Any]
+    group: bool
+
+    @property
+    def is_class(self) -> bool:
+        return isinstance(self.source, type)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return _arguments.describe(self.source) if self.is_class else ()
+
+    def build(self, arguments: Mapping[str, Any]) -> Reward:
+        if self.is_class:
+            return _construct(self.source, self.name, arguments)
+        if arguments:
+            names = ", ".join(map(repr, arguments))
+            raise RewardSpecError(f"reward {self.name!r}: unknown argument {names} (it takes: no arguments)")
+        return FunctionReward(self.source, group=self.group, name=self.name)
+
+
+_registry: dict[str, _Entry] = {}
+_lock = threading.RLock()  # re-entrant: loading a plugin registers its rewards
+_plugins_loaded = False
+
+
+def register(name: str, *, group: bool = False) -> Callable[[_T], _T]:
+    """Return a decorator that makes a reward available by name and leaves it as it is.
+
+    It takes a `Reward` subclass, whose constructor's parameters become the arguments of a specification, or a function,
+    sync or async, of one completion: ``f(completion) -> float | None``. See `rewards.functions.FunctionReward`.
+
+    Args:
+        name: Letters, digits, ``_``, ``.`` and ``-``, beginning with a letter.
+        group: The function takes the list of all completions and returns a list.
+
+    Raises:
+        RewardSpecError: The name is not usable or belongs to another reward, or the object is no reward.
+    """
+    if not _NAME.fullmatch(name):
+        raise RewardSpecError(f"{name!r} is no name for a reward: use letters, digits, '_', '.' and '-'")
+
+    def decorate(source: _T) -> _T:
+        if isinstance(source, type):
+            if not issubclass(source, Reward):
+                raise RewardSpecError(f"{source.__name__} cannot be reward {name!r}: it is no subclass of Reward")
+            if group:
+                raise RewardSpecError(f"group=True is for functions; {source.__name__} always sees the whole group")
+        elif not callable(source):
+            raise RewardSpecError(f"{source!r:.80} cannot be reward {name!r}: it is no Reward subclass and no function")
+        else:
+            FunctionReward(source, group=group, name=name)  # refuses what cannot be called with one argument
+        with _lock:
+            known = _registry.get(name)
+            if known is not None and known.source is not source:
+                raise RewardSpecError(f"there is a reward {name!r} already: {known.source!r}")
+            _registry[name] = _Entry(name, source, group)
+            if isinstance(source, type) and issubclass(source, Reward):
+                source.name = name
+        return source
+
+    return decorate
+
+
+def build(spec: RewardSpec) -> Reward:
+    """Return the reward that a specification describes.
+
+    Args:
+        spec: A reward, returned as it is; a function of one completion (or a registered one of a group) or a `Reward`
+            subclass; ``"name"`` or ``"name:key=value,key=value"``, where values are JSON literals or else text, as in
+            ``"math_answer:gold=42"``; or a mapping ``{"name": …, **arguments}``.
+
+    Raises:
+        RewardSpecError: There is no such reward, or it does not take these arguments. The message says what there is.
+    """
+    if isinstance(spec, Reward):
+        return spec
+    if isinstance(spec, str):
+        name, colon, text = spec.partition(":")
+        entry = _find(name.strip())
+        try:
+            arguments = _arguments.parse(text) if colon else {}
+        except RewardSpecError as error:
+            raise RewardSpecError(f"reward {entry.name!r}: {error}") from None
+        return entry.build(arguments)
+    if isinstance(spec, Mapping):
+        arguments = dict(spec)
+        name = arguments.pop("name", None)
+        if not isinstance(name, str):
+            raise RewardSpecError(f"a reward given as a mapping needs its 'name' as text, in {dict(spec)!r:.200}")
+        return _find(name).build(arguments)
+    if isinstance(spec, type):
+        if issubclass(spec, Reward):
+            return _construct(spec, spec.name or spec.__name__, {})
+    elif callable(spec):
+        with _lock:
+            known = next((entry for entry in _registry.values() if entry.source is spec), None)
+        return known.build({}) if known else FunctionReward(spec)
+    raise RewardSpecError(
+        f"a reward is given as a name, a mapping, a Reward or a function of one completion, not as {spec!r:.80}"
+    )
+
+
+def available() -> list[RewardInfo]:
+    """Return all registered rewards, those of plugins included, by name."""
+    _load_plugins()
+    with _lock:
+        entries = sorted(_registry.values(), key=lambda entry: entry.name)
+    return [
+        RewardInfo(name=entry.name, summary=_summary(entry.source), parameters=entry.parameters) for entry in entries
+    ]
+
+
+def _find(name: str) -> _Entry:
+    _load_plugins()
+    with _lock:
+        if name in _registry:
+            return _registry[name]
+        names = sorted(_registry)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    raise RewardSpecError(f"no reward is called {name!r}{hint} Registered: {', '.join(names)}")
+
+
+def _construct(source: Callable[..., Reward], name: str, arguments: Mapping[str, Any]) -> Reward:
+    try:
+        return source(**_arguments.check(source, arguments))
+    except (TypeError, ValueError) as error:
+        raise RewardSpecError(f"reward {name!r}: {error}") from error
+
+
+def _summary(source: Callable[..., Any]) -> str:
+    # Not `inspect.getdoc`, which would find the docstring of a base class.
+    lines = inspect.cleandoc(getattr(source, "__doc__", None) or "").splitlines()
+    return lines[0] if lines else ""
+
+
+def _load_plugins() -> None:
+    """Load the entry points once. A plugin that fails is named in a warning and otherwise as if it were not there."""
+    global _plugins_loaded
+    failures: list[str] = []
+    with _lock:
+        if _plugins_loaded:
+            return
+        _plugins_loaded = True
+        from importlib import metadata
+
+        for point in metadata.entry_points(group=ENTRY_POINTS):
+            try:
+                plugin = point.load()
+                if not inspect.ismodule(plugin) and all(entry.source is not plugin for entry in _registry.values()):
+                    register(point.name)(plugin)
+            except Exception as error:
+                origin = f"{point.value} of {point.dist.name}" if point.dist else point.value
+                failures.append(
+                    f"reward plugin {point.name!r} ({origin}) was not loaded: {type(error).__name__}: {error}"
+                )
+    for failure in failures:
+        warnings.warn(failure, RuntimeWarning, stacklevel=4)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends import BackendError, PromptError, UnknownModelError
+from ets_agent import ConfigError
+from ets_agent.cli import errors
+from ets_agent.cli.output import printable
+from rewards import RewardError, RewardSpecError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain text, ünïcödé 日本 👩‍👧", "plain text, ünïcödé 日本 👩‍👧"),
+        ("two\nlines\tand a tab", "two\nlines\tand a tab"),
+        ("\x1b[2J\x07", r"\x1b[2J\x07"),
+        ("\r\x9b1m", r"\x0d\x9b1m"),
+        ("a\u202eb", r"a\u202eb"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_only_what_steers_a_terminal_is_escaped(text: str, expected: str) -> None:
+    assert printable(text) == expected
+
+
+@given(st.text())
+def test_nothing_that_steers_a_terminal_is_left(text: str) -> None:
+    safe = printable(text)
+    assert not any((ord(char) < 0x20 and char not in "\n\t") or 0x7F <= ord(char) < 0xA0 for char in safe)
+    assert printable(safe) == safe
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), 2),
+        (PromptError("x"), 2),
+        (RewardSpecError("x"), 2),
+        (UnknownModelError("x"), 2),
+        (BackendError("x"), 1),
+        (RewardError("x"), 1),
+        (RuntimeError("x"), 1),
+    ],
+)
+def test_exit_codes_tell_usage_from_failure(error: Exception, code: int) -> None:
+    assert errors.exit_code(error) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (BackendError("two\nlines \x1b"), r"two lines \x1b"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (ValueError(), "ValueError"),
+        (BackendError(), "BackendError"),
+    ],
+)
+def test_an_error_is_one_safe_line(error: Exception, line: str) -> None:
+    assert errors.describe(error) == line

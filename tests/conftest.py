@@ -1,0 +1,34 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_parts() -> tuple[Any, Any]:
+    """Model and tokenizer of the smaller embedded model, loaded once, in float32 on one CPU thread."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from backends.catalog import embedded_path
+
+    torch.set_num_threads(1)
+    folder = embedded_path("tiny/qwen3-small")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+async def tiny(tiny_parts: tuple[Any, Any]) -> AsyncIterator[Any]:
+    """A backend of its own over the shared model."""
+    from backends.local import LocalBackend
+
+    async with LocalBackend(*tiny_parts, name="tiny/qwen3-small") as backend:
+        yield backend

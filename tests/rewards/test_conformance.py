@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from backends import Completion, Prompt
+from rewards import MathAnswer, Reward, SelfConsistency
+from rewards.functions import FunctionReward
+from tests.rewards.conformance import check_reward
+
+
+async def _length(completion: Completion) -> float:
+    return len(completion.text)
+
+
+def _share(group: list[Completion]) -> list[float | None]:
+    total = sum(len(completion.text) for completion in group)
+    return [len(completion.text) / total if total else None for completion in group]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        SelfConsistency,
+        lambda: SelfConsistency(accumulate=True),
+        lambda: SelfConsistency(extractor=lambda text: text[:1]),
+        lambda: MathAnswer(2),
+        lambda: FunctionReward(lambda completion: len(completion.text)),
+        lambda: FunctionReward(_length),
+        lambda: FunctionReward(_share, group=True),
+    ],
+    ids=["votes", "votes-accumulated", "votes-extractor", "math", "function", "async-function", "group-function"],
+)
+def test_reward_keeps_the_contract(make: Callable[[], Reward]) -> None:
+    check_reward(make)
+
+
+class _Broken(Reward):
+    def __init__(self, judge: Callable[[Sequence[Completion]], list[float | None]]) -> None:
+        self._judge = judge
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
+        return self._judge(completions)
+
+
+def _verdicts(completions: Sequence[Completion], value: float | None) -> list[float | None]:
+    return [None if c.finish_reason == "error" else value for c in completions]
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        lambda group: _verdicts(group, 1.0)[1:],
+        lambda group: _verdicts(group, float("nan")),
+        lambda group: [1.0] * len(group),
+        lambda group: [float(i) for i in range(len(group))],
+        lambda group: _verdicts(group, random.random()),
+        lambda group: (group.clear() if isinstance(group, list) else None) or [],
+    ],
+    ids=["too-short", "nan", "judges-failed-draws", "position", "random", "clears-the-list"],
+)
+def test_conformance_check_notices_broken_rewards(judge: Callable[[Sequence[Completion]], list[float | None]]) -> None:
+    with pytest.raises((AssertionError, ExceptionGroup)):
+        check_reward(lambda: _Broken(judge))

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backends import Completion
+from rewards import RewardError, RewardSpecError, build
+from rewards.functions import FunctionReward
+
+A, B = Completion(text="a"), Completion(text="bb")
+FAILED = Completion(text="", finish_reason="error")
+
+
+class _AsyncCallable:
+    async def __call__(self, completion: Completion) -> float:
+        return len(completion.text)
+
+
+async def _length(completion: Completion, factor: int = 1) -> float:
+    return len(completion.text) * factor
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda c: len(c.text), _length, _AsyncCallable(), functools.partial(_length, factor=1), lambda c: _length(c)],
+    ids=["sync", "async", "async-callable", "partial", "lambda-of-async"],
+)
+async def test_functions_of_any_kind_judge(function: Any) -> None:
+    assert await build(function).score("q", [A, FAILED, B]) == [1.0, None, 2.0]
+
+
+async def test_group_function_sees_all_draws_that_did_not_fail() -> None:
+    seen: list[list[Completion]] = []
+
+    def rank(group: list[Completion]) -> list[float | None]:
+        seen.append(list(group))
+        group.clear()
+        return [None, 5]
+
+    group = [A, FAILED, B]
+    assert await FunctionReward(rank, group=True).score("q", group) == [None, None, 5.0]
+    assert seen == [[A, B]]
+    assert group == [A, FAILED, B]
+
+
+async def test_async_group_function() -> None:
+    async def sizes(group: list[Completion]) -> list[float]:
+        return [len(c.text) for c in group]
+
+    assert await FunctionReward(sizes, group=True).score("q", (A, B)) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("group", [[], [FAILED, FAILED]])
+async def test_nothing_to_judge(group: list[Completion]) -> None:
+    def never(_: object) -> float:
+        raise AssertionError
+
+    assert await FunctionReward(never).score("q", group) == [None] * len(group)
+    assert await FunctionReward(never, group=True).score("q", group) == [None] * len(group)
+
+
+async def test_sync_functions_do_not_block_the_loop() -> None:
+    released = threading.Event()
+
+    def wait(completion: Completion) -> float:
+        return float(released.wait(timeout=30))
+
+    task = asyncio.create_task(FunctionReward(wait).score("q", [A]))
+    await asyncio.sleep(0)
+    released.set()  # reached only if the function runs in a thread
+    assert await task == [1.0]
+
+
+async def test_async_functions_judge_at_once() -> None:
+    both = asyncio.Barrier(2)
+
+    async def meet(completion: Completion) -> float:
+        await both.wait()
+        return 1.0
+
+    async with asyncio.timeout(30):
+        assert await FunctionReward(meet).score("q", [A, B]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [True, 1, np.float32(1), np.bool_(True), Decimal(1)])
+async def test_whatever_is_a_number_becomes_a_float(value: Any) -> None:
+    (verdict,) = await FunctionReward(lambda c: value).score("q", [A])
+    assert (verdict, type(verdict)) == (1.0, float)
+
+
+@pytest.mark.parametrize(
+    "value", ["1", float("nan"), float("-inf"), [1], 1j, 10**400, Decimal("sNaN"), np.ones(2)], ids=str
+)
+async def test_whatever_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(RewardError, match="'mine' must return finite numbers or None"):
+        await FunctionReward(lambda c: value, name="mine").score("q", [A])
+    with pytest.raises(RewardError, match="'mine' must return finite numbers or None"):
+        await FunctionReward(lambda group: [value], group=True, name="mine").score("q", [A])
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_failure_on_one_completion_is_no_verdict_and_logged(
+    asynchronous: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def sync(completion: Completion) -> float:
+        return 1 / (len(completion.text) - 1)
+
+    async def coroutine(completion: Completion) -> float:
+        return sync(completion)
+
+    reward = FunctionReward(coroutine if asynchronous else sync, name="mine")
+    with caplog.at_level(logging.WARNING, "rewards"):
+        assert await reward.score("q", [A, B]) == [None, 1.0]
+    assert "'mine' gave no verdict on a completion: ZeroDivisionError" in caplog.text
+    with pytest.raises(RewardError, match="'mine' failed: ZeroDivisionError") as caught:
+        await reward.score("q", [A, A])
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+async def test_failing_group_function() -> None:
+    def fail(group: list[Completion]) -> list[float]:
+        raise KeyError("x")
+
+    with pytest.raises(RewardError, match="'fail' failed: KeyError: 'x'"):
+        await FunctionReward(fail, group=True).score("q", [A])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [([1.0], "returned 1 values for 2"), (1.0, "must return a list, not float")]
+)
+async def test_group_function_must_return_one_value_each(value: Any, message: str) -> None:
+    with pytest.raises(RewardError, match=message):
+        await FunctionReward(lambda group: value, group=True).score("q", [A, B])
+
+
+async def test_cancelling_stops_all_calls() -> None:
+    started, stopped = asyncio.Barrier(3), []
+
+    async def hang(completion: Completion) -> float:
+        try:
+            await started.wait()
+            await asyncio.Event().wait()
+        finally:
+            stopped.append(completion)
+        return 0.0
+
+    task = asyncio.create_task(FunctionReward(hang).score("q", [A, B]))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(stopped) == 2
+
+
+@pytest.mark.parametrize("function", [lambda: 1.0, lambda a, b: 1.0])
+def test_functions_of_another_shape_are_refused(function: Any) -> None:
+    with pytest.raises(RewardSpecError, match="must take one completion"):
+        build(function)
+
+
+def test_name_is_the_functions() -> None:
+    assert build(_length).name == "_length"
+    assert build(_AsyncCallable()).name == "_AsyncCallable"

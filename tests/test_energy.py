@@ -1,0 +1,235 @@
+"""The mathematics of a step against direct computation in high precision, and its invariances."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ets_agent import energy
+
+MINUS_INFINITY = -math.inf
+
+rewards_of_a_rollout = st.one_of(
+    st.just(math.nan), st.just(MINUS_INFINITY), st.floats(-5, 5), st.sampled_from([0.0, 1.0])
+)
+log_ratio = st.one_of(st.just(MINUS_INFINITY), st.floats(-30, 30))
+kl_coefs = st.one_of(st.just(0.0), st.floats(1e-2, 10))
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards and log-ratios of M candidates with K rollouts."""
+    shape = draw(st.integers(1, 6)), draw(st.integers(1, 5))
+    size = shape[0] * shape[1]
+    rewards = draw(st.lists(rewards_of_a_rollout, min_size=size, max_size=size))
+    ratios = draw(st.lists(log_ratio, min_size=size, max_size=size))
+    return np.array(rewards).reshape(shape), np.array(ratios).reshape(shape)
+
+
+def direct(rewards: np.ndarray, ratios: np.ndarray, kl_coef: float) -> list[float] | None:
+    """The paper's formulas with 400 digits and no logarithm; None where every energy is zero."""
+    with mpmath.workdps(400):
+        judged = [
+            [(r, q) for r, q in zip(*row, strict=True) if not math.isnan(r)]
+            for row in zip(rewards, ratios, strict=True)
+        ]
+        if kl_coef == 0:
+            supported = [r for row in judged for r, q in row if q > MINUS_INFINITY and r > MINUS_INFINITY]
+            best = max(supported, default=None)
+            energies = [
+                sum((mpmath.exp(q) for r, q in row if r == best), mpmath.mpf(0)) / max(1, len(row)) for row in judged
+            ]
+        else:
+            energies = [
+                sum(
+                    (mpmath.exp(mpmath.mpf(r) / mpmath.mpf(kl_coef) + q) for r, q in row if r > MINUS_INFINITY),
+                    mpmath.mpf(0),
+                )
+                / max(1, len(row))
+                for row in judged
+            ]
+        total = sum(energies)
+        return [float(e / total) for e in energies] if total > 0 else None
+
+
+def all_equal(rewards: np.ndarray) -> bool:
+    judged = rewards[~np.isnan(rewards)]
+    return len(judged) > 0 and bool((judged == judged[0]).all())
+
+
+@given(steps(), kl_coefs)
+def test_weights_agree_with_direct_computation(step: tuple[np.ndarray, np.ndarray], kl_coef: float) -> None:
+    rewards, ratios = step
+    estimate = energy.estimate(rewards, kl_coef=kl_coef, log_ratios=ratios)
+    expected = direct(rewards, ratios, kl_coef)
+    assert estimate.weights.sum() == pytest.approx(1)
+    if estimate.fallback is None:
+        assert expected is not None
+        np.testing.assert_allclose(estimate.weights, expected, atol=1e-9)
+    else:
+        assert len(set(estimate.weights[estimate.weights > 0])) == 1
+        if estimate.fallback == "no_verdict":
+            assert np.isnan(rewards).all()
+        elif estimate.fallback == "equal_rewards":
+            assert all_equal(rewards)
+        else:
+            assert expected is None
+
+
+@given(steps(), st.floats(1e-2, 10))
+def test_log_energies_agree_with_direct_computation(step: tuple[np.ndarray, np.ndarray], kl_coef: float) -> None:
+    rewards, ratios = step
+    estimate = energy.estimate(rewards, kl_coef=kl_coef, log_ratios=ratios)
+    if estimate.fallback is not None:
+        return
+    with mpmath.workdps(60):
+        for row, line, value in zip(rewards, ratios, estimate.log_energies, strict=True):
+            judged = [(r, q) for r, q in zip(row, line, strict=True) if not math.isnan(r)]
+            total = sum((mpmath.exp(r / kl_coef + q) for r, q in judged if r > MINUS_INFINITY), mpmath.mpf(0))
+            if total == 0:
+                assert value == MINUS_INFINITY
+            else:
+                assert value == pytest.approx(float(mpmath.log(total / len(judged))), abs=1e-8)
+
+
+@given(steps(), kl_coefs, st.floats(-100, 100))
+def test_shifting_all_rewards_changes_no_weight(
+    step: tuple[np.ndarray, np.ndarray], kl_coef: float, shift: float
+) -> None:
+    rewards = np.round(step[0], 3)  # So that rounding in the shift cannot merge or split what is equal.
+    shift = round(shift)
+    weights = energy.estimate(rewards, kl_coef=kl_coef, log_ratios=step[1]).weights
+    moved = energy.estimate(np.round(rewards + shift, 3), kl_coef=kl_coef, log_ratios=step[1]).weights
+    np.testing.assert_allclose(moved, weights, atol=1e-6)
+
+
+@given(steps(), kl_coefs, st.randoms(use_true_random=False))
+def test_permuting_candidates_or_rollouts_only_permutes(
+    step: tuple[np.ndarray, np.ndarray], kl_coef: float, random: object
+) -> None:
+    rewards, ratios = step
+    rows, columns = list(range(rewards.shape[0])), list(range(rewards.shape[1]))
+    random.shuffle(rows)  # type: ignore[attr-defined]
+    random.shuffle(columns)  # type: ignore[attr-defined]
+    plain = energy.estimate(rewards, kl_coef=kl_coef, log_ratios=ratios)
+    mixed = energy.estimate(rewards[np.ix_(rows, columns)], kl_coef=kl_coef, log_ratios=ratios[np.ix_(rows, columns)])
+    np.testing.assert_allclose(mixed.weights, plain.weights[rows], atol=1e-9)
+    assert mixed.fallback == plain.fallback
+
+
+@given(steps(), st.floats(-300, 300))
+def test_no_kl_coef_overflows(step: tuple[np.ndarray, np.ndarray], exponent: float) -> None:
+    rewards, ratios = step
+    for kl_coef in (10.0**exponent, 1e-300, 1e300, 5e-324):
+        estimate = energy.estimate(rewards, kl_coef=kl_coef, log_ratios=ratios)
+        assert np.isfinite(estimate.weights).all()
+        assert estimate.weights.sum() == pytest.approx(1)
+        assert not np.isnan(estimate.log_energies).any()
+        assert 1 - 1e-9 <= estimate.ess <= len(rewards) + 1e-9
+
+
+@given(steps())
+def test_zero_is_the_limit_of_small_kl_coefs(step: tuple[np.ndarray, np.ndarray]) -> None:
+    rewards = np.round(step[0], 2)  # Gaps of at least 0.01, so that 1e-6 is small.
+    limit = energy.estimate(rewards, kl_coef=0, log_ratios=step[1]).weights
+    np.testing.assert_allclose(energy.estimate(rewards, kl_coef=1e-6, log_ratios=step[1]).weights, limit, atol=1e-9)
+
+
+def test_best_of_n_is_one_step_at_zero() -> None:
+    estimate = energy.estimate(np.array([[0.2], [0.9], [0.9], [0.1]]), kl_coef=0)
+    assert estimate.weights.tolist() == [0, 0.5, 0.5, 0]
+    assert estimate.ess == 2
+
+
+def test_huge_rewards_overflow_nothing() -> None:
+    rewards = np.array([[1e308], [-1e308], [0.0]])
+    for kl_coef in (0, 1e-300, 1.0):
+        assert energy.estimate(rewards, kl_coef=kl_coef).weights.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "reason", "weights"),
+    [
+        ([[1, 1], [1, 1]], "equal_rewards", [0.5, 0.5]),
+        ([[0, 0], [0, 0]], "equal_rewards", [0.5, 0.5]),
+        ([[-math.inf], [-math.inf]], "zero_energies", [0.5, 0.5]),
+        ([[math.nan], [math.nan]], "no_verdict", [0.5, 0.5]),
+        ([[math.nan], [2.0]], "equal_rewards", [0.0, 1.0]),
+        ([[math.nan, 1], [2.0, 2.0]], None, [0.0, 1.0]),
+    ],
+)
+def test_fallbacks_are_uniform_and_named(
+    rewards: list[list[float]], reason: str | None, weights: Sequence[float]
+) -> None:
+    estimate = energy.estimate(np.array(rewards), kl_coef=0.01)
+    assert estimate.fallback == reason
+    assert estimate.weights == pytest.approx(weights, abs=1e-12)
+
+
+def test_no_verdict_is_not_zero() -> None:
+    half = energy.estimate(np.array([[1, math.nan], [1, 0]]), kl_coef=0.1)
+    assert half.weights[0] == pytest.approx(2 / 3, abs=1e-4)
+
+
+def test_equal_rewards_ignore_the_noise_of_importance_weights() -> None:
+    ratios = np.array([[5.0, 3.0], [-5.0, -3.0]])
+    assert energy.estimate(np.ones((2, 2)), kl_coef=0.1, log_ratios=ratios).weights.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "kl_coef", "ratios"),
+    [
+        (np.zeros(3), 1, None),
+        (np.zeros((0, 2)), 1, None),
+        (np.array([[math.inf]]), 1, None),
+        (np.zeros((1, 1)), -1, None),
+        (np.zeros((1, 1)), math.nan, None),
+        (np.zeros((1, 1)), math.inf, None),
+        (np.zeros((1, 1)), 1, np.zeros((1, 2))),
+        (np.zeros((1, 1)), 1, np.array([[math.nan]])),
+        (np.zeros((1, 1)), 1, np.array([[math.inf]])),
+    ],
+)
+def test_nonsense_is_refused(rewards: np.ndarray, kl_coef: float, ratios: np.ndarray | None) -> None:
+    with pytest.raises(ValueError, match=r"reward|kl_coef|log-ratio|log_ratios"):
+        energy.estimate(rewards, kl_coef=kl_coef, log_ratios=ratios)
+
+
+def test_importance_ratios_are_differences_in_nats() -> None:
+    ratios = energy.importance_log_ratios(np.array([-1.0, -math.inf, -1e6]), np.array([-3.0, -1.0, -2.0]))
+    assert ratios.tolist() == [2.0, -math.inf, -999998.0]
+    with pytest.raises(ValueError, match="not finite"):
+        energy.importance_log_ratios(np.array([-1.0]), np.array([-math.inf]))
+
+
+def test_selection_follows_the_weights() -> None:
+    rng = np.random.default_rng(0)
+    weights = np.array([0.0, 0.5, 0.2, 0.0, 0.3, 0.0])
+    count = 50_000
+    found = np.bincount([energy.select(weights, rng) for _ in range(count)], minlength=6)
+    assert (found[weights == 0] == 0).all()
+    expected = count * weights[weights > 0]
+    assert ((found[weights > 0] - expected) ** 2 / expected).sum() < 13.8  # 2 degrees of freedom, once in a thousand.
+
+
+def test_selection_reaches_no_candidate_without_weight_at_the_edges() -> None:
+    class Edge(np.random.Generator):
+        def random(self, *args: object, **kwargs: object) -> float:  # type: ignore[override]
+            return 1 - 2**-53
+
+    weights = np.array([0.1] * 10 + [0.0])
+    assert energy.select(weights / weights.sum(), Edge(np.random.PCG64())) == 9
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=20))
+def test_effective_sample_size_is_between_one_and_all(values: list[float]) -> None:
+    weights = np.array(values) / sum(values)
+    assert 1 - 1e-9 <= energy.effective_sample_size(weights) <= len(values) + 1e-9
+    uniform = np.full(len(values), 1 / len(values))
+    assert energy.effective_sample_size(uniform) == pytest.approx(len(values))

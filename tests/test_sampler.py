@@ -1,0 +1,461 @@
+"""The sampler on a scripted model: it reaches the optimal policy, and nothing goes wrong quietly."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rewards
+from backends import Backend, BackendError, Capabilities, CapabilityError, Completion, Prompt, PromptError, State
+from backends.scripted import ScriptedBackend
+from ets_agent import (
+    ETS,
+    BlockCommitted,
+    CandidatesWeighed,
+    ConfigError,
+    ETSConfig,
+    Finished,
+    Result,
+    RunningLoopError,
+    StepStarted,
+    Warned,
+)
+from ets_agent.sampler import item_seeds
+from rewards import Reward
+
+SCRIPT = {
+    "go left then up": 0.30,
+    "go left then down": 0.20,
+    "go right now": 0.25,
+    "go right later on": 0.10,
+    "stay": 0.15,
+}
+VALUES = {"go left then up": 0.0, "go left then down": 1.0, "go right now": 0.4, "go right later on": 0.9, "stay": 0.6}
+
+
+class Valued(Reward):
+    """Knows the reward of every response, and what it was asked."""
+
+    name = "valued"
+
+    def __init__(self, values: dict[str, float | None] | None = None) -> None:
+        self.values: dict[str, float | None] = dict(VALUES) if values is None else values
+        self.asked: list[list[Completion]] = []
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
+        self.asked.append(list(completions))
+        return [self.values[completion.text] for completion in completions]
+
+    def answer(self, completion: Completion) -> str | None:
+        return completion.text.split()[-1] if completion.text else None
+
+
+class Silent(Reward):
+    """Scores nothing that it was not taught."""
+
+    def __init__(self, error: Exception | None = None, scores: Any = None) -> None:
+        self.error, self.scores = error, scores
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
+        if self.error is not None:
+            raise self.error
+        return self.scores(completions) if callable(self.scores) else self.scores
+
+
+def optimal(kl_coef: float, power: float = 1.0) -> dict[str, float]:
+    """p*(x) ∝ p_ref(x) exp(r / λ); ``power`` is an inverse temperature on whole responses (1 here)."""
+    unnormalised = {text: SCRIPT[text] ** power * math.exp(VALUES[text] / kl_coef) for text in SCRIPT}
+    total = sum(unnormalised.values())
+    return {text: value / total for text, value in unnormalised.items()}
+
+
+async def sample(count: int, *, seed: int = 0, **settings: Any) -> Counter[str]:
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(), **settings)
+    results = await ets.complete_many(["q"] * count, concurrency=64, seed=seed)
+    return Counter(result.text for result in results if isinstance(result, Result))
+
+
+def distance(found: Counter[str], expected: dict[str, float]) -> float:
+    """Total variation between frequencies and probabilities."""
+    count = found.total()
+    return sum(abs(found[text] / count - p) for text, p in expected.items()) / 2
+
+
+@pytest.mark.parametrize("settings", [{"num_steps": 1}, {"block_size": 2}, {"block_size": 1}], ids=str)
+async def test_it_samples_from_the_optimal_policy(settings: dict[str, int]) -> None:
+    """With many candidates and rollouts the response's distribution is p*, for one step as for several."""
+    kl_coef = 0.5
+    found = await sample(1500, num_candidates=48, num_rollouts=12, kl_coef=kl_coef, max_tokens=6, **settings)
+    # Five cells and 1500 draws: noise alone gives about 0.025; p_ref itself is more than 0.2 away.
+    assert distance(found, optimal(kl_coef)) < 0.05
+    assert distance(found, SCRIPT) > 0.15
+
+
+async def test_large_kl_coefs_stay_with_the_model_and_small_ones_take_the_best() -> None:
+    loose = await sample(1500, num_candidates=16, num_rollouts=2, kl_coef=1e6, max_tokens=6, block_size=2)
+    assert distance(loose, SCRIPT) < 0.05
+    greedy = await sample(100, num_candidates=48, num_rollouts=12, kl_coef=0.0, max_tokens=6, block_size=2)
+    assert greedy == {"go left then down": 100}
+
+
+async def test_one_candidate_is_plain_sampling() -> None:
+    found = await sample(1500, num_candidates=1, num_rollouts=1, kl_coef=0.1, max_tokens=6, block_size=2)
+    assert distance(found, SCRIPT) < 0.05
+
+
+async def test_finished_candidates_are_never_rolled_out() -> None:
+    rolled: list[State] = []
+
+    class Watched(ScriptedBackend):
+        async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+            rolled.extend(states)
+            return await super().rollout(states, n, seed=seed)
+
+    reward = Valued()
+    ets = ETS(Watched(SCRIPT), reward, num_candidates=24, num_rollouts=3, block_size=2, max_tokens=6, seed=1)
+    result = await ets.complete("q")
+    first = result.steps[0]
+    assert any(first.finished)
+    assert rolled
+    assert not any(state.finished for state in rolled)
+    ended = [index for index, finished in enumerate(first.finished) if finished]
+    for index in ended:
+        (only,) = first.rollouts[index]
+        assert first.log_energies[index] == pytest.approx(VALUES[only.text] / 0.1), "its energy is known exactly"
+    assert not any(completion.token_ids for completion in reward.asked[-1]), "the last step has no rollouts"
+
+
+async def test_budgets_add_up() -> None:
+    lengths: list[int] = []
+
+    class Watched(ScriptedBackend):
+        async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+            groups = await super().rollout(states, n, seed=seed)
+            lengths.extend(s.num_tokens + len(c.token_ids) for s, g in zip(states, groups, strict=True) for c in g)
+            return groups
+
+    ets = ETS(Watched(lambda _: ["one two three four five six seven eight"]), Valued({"one two three four five": 1.0}))
+    result = await ets.complete("q", max_tokens=5, num_steps=3, seed=0)
+    assert (result.text, result.finish_reason) == ("one two three four five", "length")
+    assert set(lengths) == {5}
+    assert [sum(step.candidates[step.chosen].split() != [] for step in result.steps)] == [3]
+
+
+async def test_identical_candidates_share_rollouts_and_count_as_often_as_drawn() -> None:
+    states: list[Sequence[State]] = []
+
+    class Watched(ScriptedBackend):
+        async def rollout(self, asked: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+            states.append(asked)
+            return await super().rollout(asked, n, seed=seed)
+
+    reward = Valued()
+    ets = ETS(Watched(SCRIPT), reward, num_candidates=30, num_rollouts=4, block_size=2, max_tokens=6, kl_coef=0.5)
+    result = await ets.complete("q", seed=3)
+    assert len(states[0]) == len(set(states[0])) <= 2, "'go left' and 'go right' are all there is to continue"
+    trace = result.steps[0]
+    counts = Counter(trace.candidates)
+    assert counts.total() == 30
+    for text in counts:
+        weights = [w for c, w in zip(trace.candidates, trace.weights, strict=True) if c == text]
+        assert weights == pytest.approx([weights[0]] * len(weights))
+    mass: dict[str, float] = {}
+    for completion in reward.asked[0]:
+        head = " ".join(completion.text.split()[:2])
+        mass[head] = mass.get(head, 0.0) + math.exp(completion.log_weight)
+    # Every draw of a candidate weighs as many votes as it would have had rollouts.
+    assert mass == pytest.approx({text: 4 * count for text, count in counts.items()})
+
+
+async def test_the_same_seed_gives_the_same_run() -> None:
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(), num_candidates=3, num_rollouts=2, block_size=2, max_tokens=6)
+    one, two = await ets.complete("q", seed=5), await ets.complete("q", seed=5)
+    assert one.steps == two.steps
+    texts = {(await ets.complete("q", seed=seed)).text for seed in range(20)}
+    assert len(texts) > 1
+    drawn = await ets.complete("q")
+    again = await ets.complete("q", seed=drawn.seed)
+    assert again.steps == drawn.steps
+
+
+async def test_events_tell_the_run_in_order() -> None:
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(), num_candidates=4, num_rollouts=2, block_size=2, max_tokens=6, seed=0)
+    events = [event async for event in ets.stream("q")]
+    *steps, last = events
+    assert isinstance(last, Finished)
+    kinds = [type(event) for event in steps]
+    assert kinds == [StepStarted, CandidatesWeighed, BlockCommitted] * len(last.result.steps)
+    committed = [event for event in steps if isinstance(event, BlockCommitted)]
+    assert "".join(event.delta for event in committed) == committed[-1].text == last.result.text
+    assert last.result == await ets.complete("q") or last.result.usage.seconds != 0
+
+
+async def test_results_survive_json() -> None:
+    values: dict[str, float | None] = {**VALUES, "stay": -math.inf, "go right now": None}
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(values), num_candidates=20, num_rollouts=2, block_size=2, max_tokens=6)
+    result = await ets.complete("☃ 😀 <script>", seed=2)
+    assert -math.inf in result.steps[0].log_energies
+    assert Result.model_validate_json(result.model_dump_json()) == result
+    config = ETSConfig.build(stop="\n", num_steps=3, kl_coef=1e-300)
+    assert ETSConfig.model_validate_json(config.model_dump_json()) == config
+
+
+async def test_no_verdict_is_left_out_and_counted() -> None:
+    values: dict[str, float | None] = {**VALUES, "go left then up": None, "go left then down": None}
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(values), num_candidates=20, num_rollouts=3, block_size=2, max_tokens=6)
+    result = await ets.complete("q", seed=0)
+    trace = result.steps[0]
+    left = [index for index, text in enumerate(trace.candidates) if text == "go left"]
+    assert left
+    assert {trace.weights[index] for index in left} == {0.0}
+    assert trace.dropped == 3
+    assert "left" not in result.text
+
+
+@pytest.mark.parametrize(
+    ("reward", "complaint"),
+    [
+        (Silent(ValueError("no network")), "ValueError: no network"),
+        (Silent(rewards.RewardError("sandbox gone")), "RewardError: sandbox gone"),
+        (Silent(TimeoutError("too slow")), "TimeoutError: too slow"),
+        (Silent(scores=lambda c: [1.0]), "returned 1 rewards for"),
+        (Silent(scores=lambda c: [math.nan] * len(c)), "returned nan"),
+        (Silent(scores=lambda c: [math.inf] * len(c)), "returned inf"),
+        (Silent(scores=lambda c: ["good"] * len(c)), "TypeError"),
+        (Silent(scores=None), "TypeError"),
+    ],
+)
+async def test_a_failing_reward_costs_its_verdicts_not_the_run(reward: Reward, complaint: str) -> None:
+    ets = ETS(ScriptedBackend(SCRIPT), reward, num_candidates=4, num_rollouts=2, block_size=2, max_tokens=6, seed=0)
+    events = [event async for event in ets.stream("q")]
+    warned = [event for event in events if isinstance(event, Warned)]
+    assert complaint in warned[0].message
+    assert isinstance(events[-1], Finished)
+    result = events[-1].result
+    assert result.text in SCRIPT
+    assert result.warnings == [event.message for event in warned]
+    assert result.reward is None
+    assert {step.fallback for step in result.steps} == {"no_verdict"}
+
+
+async def test_failed_rollouts_are_dropped_and_counted() -> None:
+    class Flaky(ScriptedBackend):
+        async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+            groups = await super().rollout(states, n, seed=seed)
+            return [[Completion(text="", finish_reason="error", error="reset"), *group[1:]] for group in groups]
+
+    reward = Valued()
+    ets = ETS(Flaky(SCRIPT), reward, num_candidates=6, num_rollouts=3, block_size=1, max_tokens=6, seed=0)
+    result = await ets.complete("q")
+    assert "1 of 3 rollouts failed" in result.warnings[0] or "rollouts failed" in result.warnings[0]
+    assert all(completion.finish_reason != "error" for asked in reward.asked for completion in asked)
+    assert result.steps[0].dropped >= 1
+
+
+async def test_a_backend_that_fails_ends_the_run() -> None:
+    class Dead(ScriptedBackend):
+        async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
+            raise BackendError("connection refused")
+
+    ets = ETS(Dead(SCRIPT), Valued(), max_tokens=6)
+    with pytest.raises(BackendError, match="connection refused"):
+        await ets.complete("q")
+    results = await ets.complete_many(["q", "q"])
+    assert all(isinstance(result, BackendError) for result in results)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"num_candidates": 0}, "num_candidates is 0: input should be greater than or equal to 1"),
+        ({"num_candidates": 1.5}, "num_candidates"),
+        ({"num_rollouts": 0}, "num_rollouts"),
+        ({"num_rollouts": -3}, "num_rollouts"),
+        ({"kl_coef": -0.1}, "kl_coef is -0.1: input should be greater than or equal to 0"),
+        ({"kl_coef": math.nan}, "kl_coef is nan: input should be a finite number"),
+        ({"kl_coef": math.inf}, "kl_coef"),
+        ({"temperature": math.nan}, "temperature is nan: input should be a finite number"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"block_size": 65, "max_tokens": 64}, "block_size is 65; allowed: 1 to max_tokens, which is 64"),
+        ({"num_steps": 65, "max_tokens": 64}, "num_steps is 65; allowed: 1 to max_tokens, which is 64"),
+        ({"num_steps": 3, "block_size": 16, "max_tokens": 64}, "makes 4 steps"),
+        ({"stop": ["a", ""]}, "stop"),
+        ({"seed": -1}, "seed"),
+        ({"timeout": 0}, "timeout"),
+        ({"num_candidate": 8}, "there is no setting 'num_candidate'; allowed: num_candidates"),
+    ],
+)
+async def test_invalid_settings_are_refused_at_once(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ETS(ScriptedBackend(SCRIPT), Valued(), **settings)
+    assert complaint in str(caught.value)
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(), max_tokens=64)
+    with pytest.raises(ConfigError):
+        ets.stream("q", **settings)
+
+
+def test_blocks_add_up() -> None:
+    assert ETSConfig(max_tokens=64, block_size=16).blocks == [16] * 4
+    assert ETSConfig(max_tokens=10, block_size=4).blocks == [4, 4, 2]
+    assert ETSConfig(max_tokens=9, num_steps=4).blocks == [2, 2, 2, 3]
+    assert ETSConfig(max_tokens=512).blocks == [128] * 4
+    assert ETSConfig(max_tokens=3).blocks == [1, 1, 1]
+    assert ETSConfig(max_tokens=64, num_steps=4, block_size=16).blocks == [16] * 4
+
+
+def test_an_override_of_the_steps_replaces_the_blocks() -> None:
+    config = ETSConfig.build(max_tokens=64, block_size=16)
+    assert config.replace(num_steps=2).blocks == [32, 32]
+    assert config.replace(num_steps=2).replace(block_size=60).blocks == [60, 4]
+
+
+async def test_bad_prompts_are_refused() -> None:
+    ets = ETS(ScriptedBackend(SCRIPT, context=100), Valued(), max_tokens=6)
+    bad: list[Any] = ["", "  ", [], 5, [{"content": "x"}]]
+    for prompt in bad:
+        with pytest.raises(PromptError):
+            await ets.complete(prompt)
+    with pytest.raises(PromptError, match="allowed: 100 together"):
+        await ets.complete("word " * 95)
+
+
+def test_what_a_backend_cannot_do_is_refused_at_construction() -> None:
+    chat_only = ScriptedBackend(SCRIPT, capabilities=Capabilities(continue_prefix=False))
+    with pytest.raises(CapabilityError, match="only num_steps=1 is possible"):
+        ETS(chat_only, Valued(), num_steps=2)
+    ets = ETS(chat_only, Valued(), num_steps=1)
+    with pytest.raises(CapabilityError):
+        ets.stream("q", num_steps=2)
+
+
+async def test_cancellation_leaves_nothing_running() -> None:
+    backend = ScriptedBackend(SCRIPT, delay=30)
+    ets = ETS(backend, Valued(), max_tokens=6)
+    before = asyncio.all_tasks()
+    runs = [asyncio.create_task(ets.complete("q")), asyncio.create_task(ets.complete_many(["q"] * 5))]
+    while backend.active < 6:
+        await asyncio.sleep(0)
+    for run in runs:
+        run.cancel()
+    await asyncio.gather(*runs, return_exceptions=True)
+    assert all(run.cancelled() for run in runs)
+    assert asyncio.all_tasks() == before
+    assert backend.active == 0
+
+
+async def test_cancellation_reaches_the_reward() -> None:
+    cancelled = asyncio.Event()
+
+    class Slow(Reward):
+        async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+            return []
+
+    run = asyncio.create_task(ETS(ScriptedBackend(SCRIPT), Slow(), max_tokens=6).complete("q"))
+    await asyncio.sleep(0.05)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert cancelled.is_set()
+
+
+async def test_leaving_a_stream_early_leaves_nothing_behind() -> None:
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(), max_tokens=6)
+    before = asyncio.all_tasks()
+    async for _ in ets.stream("q"):
+        break
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_deadline_gives_the_best_answer_so_far() -> None:
+    backend = ScriptedBackend(SCRIPT, delay=0.05)
+    ets = ETS(backend, Valued(), num_candidates=16, num_rollouts=4, block_size=1, max_tokens=6, seed=0)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    result = await ets.complete("q", timeout=0.23)
+    assert loop.time() - began < 0.23 + 0.25
+    assert (result.finish_reason, result.cut_short) == ("timeout", True)
+    assert 1 <= len(result.steps) < 6
+    assert result.text in SCRIPT, "a complete answer, not the committed prefix"
+    assert result.reward == VALUES[result.text]
+    assert backend.active == 0
+    nothing = await ets.complete("q", timeout=0.01)
+    assert (nothing.text, nothing.reward, nothing.finish_reason) == ("", None, "timeout")
+
+
+async def test_many_prompts_have_bounded_concurrency_and_their_own_seeds() -> None:
+    peak = 0
+
+    class Watched(ScriptedBackend):
+        async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
+            nonlocal peak
+            peak = max(peak, self.active + 1)
+            return await super().extend(state, n, tokens=tokens, seed=seed)
+
+    seen: list[int] = []
+    ets = ETS(Watched(SCRIPT, delay=0.002), Valued(), num_candidates=2, num_rollouts=1, max_tokens=6, num_steps=1)
+    some = await ets.complete_many(["q"] * 12, concurrency=3, seed=4, on_result=lambda index, _: seen.append(index))
+    all_at_once = await ets.complete_many(["q"] * 12, concurrency=12, seed=4)
+    assert peak <= 12
+    assert sorted(seen) == list(range(12))
+    assert [r.text for r in some if isinstance(r, Result)] == [r.text for r in all_at_once if isinstance(r, Result)]
+    assert len({r.seed for r in some if isinstance(r, Result)}) == 12
+    assert item_seeds(4, 12)[:5] == item_seeds(4, 5)
+    failing = await ets.complete_many(["q", "", "q"], reward=[Valued(), Valued(), "self_consistency"], seed=1)
+    assert [type(result) for result in failing] == [Result, PromptError, Result]
+    assert await ets.complete_many([]) == []
+    with pytest.raises(ConfigError, match="concurrency is 0"):
+        await ets.complete_many(["q"], concurrency=0)
+    with pytest.raises(ConfigError, match="2 prompts but 1 rewards"):
+        await ets.complete_many(["q", "q"], reward=[Valued()])
+
+
+async def test_rewards_can_be_swapped_per_call() -> None:
+    ets = ETS(
+        ScriptedBackend(["it is #### 42", "it is #### 7"]), max_tokens=8, num_candidates=16, num_steps=1, kl_coef=0
+    )
+    for gold in (42, 7):
+        result = await ets.complete("q", reward=f"math_answer:gold={gold}", seed=0)
+        assert (result.answer, result.reward) == (str(gold), 1.0)
+
+
+async def test_blocking_calls_are_for_scripts() -> None:
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(), max_tokens=6)
+    with pytest.raises(RunningLoopError, match="await ets.complete"):
+        ets.complete_sync("q")
+    result = await asyncio.to_thread(ets.complete_sync, "q", seed=1)
+    assert result == (await ets.complete("q", seed=1)).model_copy(update={"usage": result.usage})
+
+
+async def test_only_what_was_loaded_here_is_closed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, given = ScriptedBackend(SCRIPT), ScriptedBackend(SCRIPT)
+    monkeypatch.setattr("backends.load", lambda name: own)
+    async with ETS("by name", Valued(), max_tokens=6), ETS(given, Valued(), max_tokens=6) as ets:
+        pass
+    with pytest.raises(BackendError):
+        await own.begin("q", max_tokens=1, params=ets.config.sampling)
+    assert (await ets.complete("q")).text in SCRIPT
+
+
+def test_a_proposal_is_refused_for_now() -> None:
+    with pytest.raises(ConfigError, match="proposal must be None"):
+        ETS(ScriptedBackend(SCRIPT), Valued(), ScriptedBackend(SCRIPT))
+
+
+def test_the_scripted_backend_is_a_backend() -> None:
+    assert isinstance(ScriptedBackend(SCRIPT), Backend)
+    assert np.isclose(sum(SCRIPT.values()), 1)

@@ -1,6 +1,8 @@
 """Language models to sample from: p_ref and p_small behind one protocol.
 
-backend = backends.load("tiny/qwen3")
+    backend = backends.load("tiny/qwen3")
+
+Importing the package loads no model and no torch.
 """
 
 from backends.base import (

@@ -43,13 +43,16 @@ class _Node:
 
     weight: float = 0.0
     children: dict[str, _Node] = field(default_factory=dict)
-    tables: dict[SamplingParams, dict[str, float]] = field(default_factory=dict)
+    known: dict[str, float] | None = None
 
     def table(self, params: SamplingParams) -> dict[str, float]:
-        """Return the next word's probabilities under the sampled distribution, truncated words left out."""
-        if params not in self.tables:
-            self.tables[params] = _sampled({word: child.weight for word, child in self.children.items()}, params)
-        return self.tables[params]
+        """Return the next word's probabilities under the sampled distribution, truncated words left out.
+
+        A tree serves one set of parameters, so the first answer holds.
+        """
+        if self.known is None:
+            self.known = _sampled({word: child.weight for word, child in self.children.items()}, params)
+        return self.known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +81,9 @@ class ScriptedBackend(BackendContext):
         delay: float = 0.0,
         capabilities: Capabilities = Capabilities(),  # noqa: B008 - frozen
     ) -> None:
-        """Build the tree of a fixed script at once, that of a function's per prompt."""
-        self._script = script if callable(script) else None
-        self._root = None if callable(script) else _plant(script)
+        """Build no tree yet; they are built per prompt and parameters, a fixed script's only once for each."""
+        self._script = script
+        self._roots: dict[SamplingParams, _Node] = {}
         self._ids: dict[str, int] = {_END: 0}
         self._words = [_END]
         self._context = context
@@ -114,8 +117,12 @@ class ScriptedBackend(BackendContext):
             raise ContextLengthError(
                 f"the prompt has {length} tokens and max_tokens is {max_tokens}; allowed: {self._context} together"
             )
-        root = self._root if self._script is None else _plant(self._script(prompt))
-        assert root is not None
+        if callable(self._script):
+            root = _plant(self._script(prompt))
+        else:
+            if params not in self._roots:
+                self._roots[params] = _plant(self._script)
+            root = self._roots[params]
         return _ScriptedState(words=(), root=root, params=params, max_tokens=max_tokens)
 
     async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:

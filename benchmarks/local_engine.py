@@ -1,4 +1,4 @@
-"""Compare the local engine with the naive loop: wall time, and the share of ours spent outside the model's forward pass.
+"""Compare the local engine with the naive loop: wall time, and the share of ours outside the model's forward pass.
 
     python benchmarks/local_engine.py
 

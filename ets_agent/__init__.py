@@ -1,9 +1,11 @@
 """Guided reasoning for LLM agents: ETS samples the answer that reinforcement learning would have converged to.
 
-from ets_agent import ETS
+    from ets_agent import ETS
 
-ets = ETS("tiny/qwen3", "self_consistency", max_tokens=64)
-result = await ets.complete("…")
+    ets = ETS("tiny/qwen3", "self_consistency", max_tokens=64)
+    result = await ets.complete("…")
+
+What is listed in ``__all__`` is the public interface; importing it loads no model library.
 """
 
 from ets_agent.config import ETSConfig

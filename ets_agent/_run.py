@@ -99,7 +99,7 @@ class Run:
             chosen = energy.select(estimate.weights, np.random.default_rng(choice_seed))
             trace = self._trace(step, state, group, estimate, chosen)
             self._steps.append(trace)
-            self._best = group.best(estimate, config.kl_coef)
+            self._best = group.best(estimate)
             yield CandidatesWeighed(trace=trace)
 
             delta = trace.candidates[chosen]
@@ -261,17 +261,14 @@ class _Group:
         ]
         return np.array(rows, dtype=np.float64)
 
-    def best(self, estimate: energy.Estimate, kl_coef: float) -> tuple[Completion, float | None] | None:
+    def best(self, estimate: energy.Estimate) -> tuple[Completion, float | None] | None:
         """Return the complete response with the largest share of the weight, and its reward."""
-        rewards = self.rewards()
         best: tuple[float, Completion, float | None] | None = None
         for index, completions in enumerate(self.completions):
-            within = energy.estimate(rewards[index][:, None], kl_coef=kl_coef).weights
-            weight = estimate.weights[self.source.index(index)] * self.multiplicity[index]
-            for k, completion in enumerate(completions):
-                share = weight * within[k]
+            shares = estimate.shares[self.source.index(index)] * self.multiplicity[index]
+            for completion, score, share in zip(completions, self.scores[index], shares.tolist(), strict=False):
                 if completion.finish_reason != "error" and (best is None or share > best[0]):
-                    best = (share, completion, self.scores[index][k])
+                    best = (share, completion, score)
         return best and (best[1], best[2])
 
 

@@ -25,11 +25,13 @@ class Estimate:
         log_energies: log Ê (nats), shape (M,); minus infinity for a candidate without weight. For λ = 0 they are the
             logs of the share of the largest reward, which is all that is left of them in the limit.
         weights: Self-normalised weights, shape (M,); they sum to 1.
+        shares: What each rollout contributes to its candidate's weight, shape (M, K); rows sum to the weights.
         fallback: Why the weights are uniform, where they had to be.
     """
 
     log_energies: Floats
     weights: Floats
+    shares: Floats
     fallback: Fallback | None = None
 
     @property
@@ -69,18 +71,17 @@ def estimate(rewards: Floats, *, kl_coef: float, log_ratios: Floats | None = Non
 
     counts = judged.sum(axis=1)
     if not counts.any():
-        return _uniform(np.zeros(len(rewards)), np.ones(len(rewards), dtype=bool), "no_verdict")
-    present = counts > 0
+        return _uniform(np.zeros(len(rewards)), np.ones_like(judged), "no_verdict")
     top, bottom = rewards[judged].max(), rewards[judged].min()
     if top == bottom:
         if np.isneginf(top):
-            return _uniform(np.full(len(rewards), -np.inf), present, "zero_energies")
+            return _uniform(np.full(len(rewards), -np.inf), judged, "zero_energies")
         # Whatever the ratios are, E[ρ] = 1: the energies are known to be equal, and noise in ρ must not choose.
-        return _uniform(np.where(present, _scale(top, kl_coef), -np.inf), present, "equal_rewards")
+        return _uniform(np.where(counts > 0, _scale(top, kl_coef), -np.inf), judged, "equal_rewards")
 
     supported = judged & ~np.isneginf(ratios) & ~np.isneginf(rewards)
     if not supported.any():
-        return _uniform(np.full(len(rewards), -np.inf), present, "zero_energies")
+        return _uniform(np.full(len(rewards), -np.inf), judged, "zero_energies")
     # Subtracting the largest reward before dividing keeps every exponent at or below 0, for any λ.
     largest = rewards[supported].max()
     exponents = np.full_like(rewards, -np.inf)
@@ -89,12 +90,13 @@ def estimate(rewards: Floats, *, kl_coef: float, log_ratios: Floats | None = Non
         exponents[supported] = ratios[supported] + (
             np.where(gaps == 0, 0.0, -np.inf) if kl_coef == 0 else gaps / kl_coef
         )
-    shifted = log_sum_exp(exponents, axis=1) - np.log(np.maximum(counts, 1))
-    weights = self_normalised(shifted)
+    exponents -= np.log(np.maximum(counts, 1))[:, None]
+    shifted = log_sum_exp(exponents, axis=1)
+    shares = self_normalised(exponents.ravel()).reshape(rewards.shape)
     alive = ~np.isneginf(shifted)
     log_energies = np.full_like(shifted, -np.inf)
     log_energies[alive] = shifted[alive] + _scale(largest, kl_coef)
-    return Estimate(log_energies, weights)
+    return Estimate(log_energies, shares.sum(axis=1), shares)
 
 
 def importance_log_ratios(reference: Floats, proposal: Floats) -> Floats:
@@ -144,8 +146,12 @@ def select(weights: Floats, rng: np.random.Generator) -> int:
     return min(index, int(np.flatnonzero(weights)[-1]))
 
 
-def _uniform(log_energies: Floats, present: NDArray[np.bool_], reason: Fallback) -> Estimate:
-    return Estimate(log_energies, present / present.sum(), reason)
+def _uniform(log_energies: Floats, used: NDArray[np.bool_], reason: Fallback) -> Estimate:
+    """Weigh all candidates alike that have any rollout in use, and a candidate's rollouts alike."""
+    counts = used.sum(axis=1)
+    weights = (counts > 0) / (counts > 0).sum()
+    shares = used * (weights / np.maximum(counts, 1))[:, None]
+    return Estimate(log_energies, weights, shares, reason)
 
 
 def _scale(reward: float, kl_coef: float) -> float:

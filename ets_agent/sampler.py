@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,10 +16,7 @@ from ets_agent._run import Run
 from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError, RunningLoopError
 from ets_agent.results import Event, Finished, Result
-from rewards import Reward
-
-RewardSpec = Reward | str | Mapping[str, Any]
-"""A reward, or what `rewards.build` makes one from: ``"self_consistency"``, ``{"name": "math_answer", "gold": 42}``."""
+from rewards import Reward, RewardSpec
 
 DEFAULT_CONCURRENCY = 16
 
@@ -63,6 +60,7 @@ class ETS:
             raise ConfigError("proposal must be None: rollouts from a proposal model (ETS-IS) are not available yet")
         self._config = config.replace(**settings) if config is not None else ETSConfig.build(**settings)
         self._reward = rewards.build(reward)
+        self._owns_reward = self._reward is not reward
         self._owns_backend = isinstance(backend, str)
         self._backend = backends.load(backend) if isinstance(backend, str) else backend
         self._check_capabilities(self._config)
@@ -108,7 +106,8 @@ class ETS:
         self._check_capabilities(config)
         judge = self._reward if reward is None else rewards.build(reward)
         seed = secrets.randbits(48) if config.seed is None else config.seed
-        return Run(self._backend, judge, config, prompt, seed).events()
+        own = judge is not self._reward and judge is not reward
+        return _events(Run(self._backend, judge, config, prompt, seed), judge if own else None)
 
     async def complete_many(
         self,
@@ -174,8 +173,9 @@ class ETS:
         raise RunningLoopError("complete_sync would block the running event loop: use 'await ets.complete(…)' here")
 
     async def aclose(self) -> None:
-        """Close the reward, and the backend if it was loaded by name; harmless when called twice."""
-        await self._reward.aclose()
+        """Close what was made here from a name or specification; harmless when called twice."""
+        if self._owns_reward:
+            await self._reward.aclose()
         if self._owns_backend:
             await self._backend.aclose()
 
@@ -195,6 +195,16 @@ class ETS:
                 f"{self._backend.name} cannot continue a prefix, so only num_steps=1 is possible, "
                 f"not {len(config.blocks)} steps"
             )
+
+
+async def _events(run: Run, own: Reward | None) -> AsyncIterator[Event]:
+    """Yield a run's events, and close the reward that was made for it alone."""
+    try:
+        async for event in run.events():
+            yield event
+    finally:
+        if own is not None:
+            await own.aclose()
 
 
 def item_seeds(seed: int, count: int) -> list[int]:

@@ -12,7 +12,6 @@ is determined by ``--seed`` on one machine and thread count.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import time
@@ -91,30 +90,57 @@ def build_model(size: str, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausal
     return model
 
 
+def with_slips(problem: Problem, rng: random.Random, rate: float) -> str:
+    """Return the solution as an inattentive writer would put it down: a step's result may be off, and is carried on."""
+    carried: dict[int, int] = {}
+    lines = []
+    result = 0
+    for step in problem.steps:
+        left, operator, right, _, right_result = step.split()
+        a, b = carried.get(int(left), int(left)), carried.get(int(right), int(right))
+        result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[operator]
+        if rng.random() < rate:
+            result += rng.choice((-10, -2, -1, 1, 2, 10))
+        if result <= 0 or (operator == "/" and a % b):
+            return problem.solution  # No sensible story; tell it right.
+        carried[int(right_result)] = result
+        lines.append(f"{a} {operator} {b} = {result}")
+    return "\n".join([*lines, f"#### {result}"])
+
+
 def encode(
-    tokenizer: PreTrainedTokenizerFast, found: list[Problem], rng: random.Random
+    tokenizer: PreTrainedTokenizerFast, found: list[Problem], rng: random.Random, slips: float
 ) -> list[tuple[list[int], list[int]]]:
     """Return (prompt ids, solution ids) per problem, as a chat or as plain text with even odds."""
     prompts, solutions = [], []
     for problem in found:
+        solution = with_slips(problem, rng, slips)
         if rng.random() < 0.5:
             messages = [{"role": "user", "content": problem.question}]
             prompts.append(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            solutions.append(problem.solution + IM_END)
+            solutions.append(solution + IM_END)
         else:
             prompts.append(problem.question)
-            solutions.append("\n" + problem.solution + END_OF_TEXT)
+            solutions.append("\n" + solution + END_OF_TEXT)
     return list(zip(tokenizer(prompts)["input_ids"], tokenizer(solutions)["input_ids"], strict=True))
 
 
 def train(
-    size: str, *, steps: int, batch_size: int, peak_lr: float, seed: int
+    size: str,
+    *,
+    init: Path | None,
+    steps: int,
+    batch_size: int,
+    peak_lr: float,
+    slips: float,
+    seed: int,
 ) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Train one model: AdamW, short warm-up, cosine decay to zero."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tokenizer = train_tokenizer()
-    model = build_model(size, tokenizer)
+    model = build_model(size, tokenizer) if init is None else Qwen3ForCausalLM.from_pretrained(init, dtype="float32")
+    model.train()
     print(f"{size}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -125,7 +151,7 @@ def train(
     seen, running, started = 0, None, time.perf_counter()
     for step in range(steps):
         if not batches:  # Sort within a pool, so that a batch wastes little on padding.
-            pool = encode(tokenizer, list(islice(source, batch_size * 16)), rng)
+            pool = encode(tokenizer, list(islice(source, batch_size * 16)), rng, slips)
             pool.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
             batches = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
             rng.shuffle(batches)
@@ -159,21 +185,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--slips", type=float, default=0.0, help="probability that a step's result is off")
+    parser.add_argument("--init", type=Path, help="checkpoint folder to go on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model, tokenizer = train(
         arguments.size,
+        init=arguments.init,
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         peak_lr=arguments.lr,
+        slips=arguments.slips,
         seed=arguments.seed,
     )
     model.save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
-    training = {key: value for key, value in vars(arguments).items() if key != "out"}
-    (arguments.out / "training.json").write_text(json.dumps(training, indent=2) + "\n")
     print(f"saved to {arguments.out}")
 
 

@@ -1,14 +1,16 @@
 """Rewards r(y, x_0): judge complete responses, for guidance and for evaluation.
 
-reward = rewards.build("self_consistency")
-scores = await reward.score(prompt, completions)
+    reward = rewards.build("self_consistency")
+    scores = await reward.score(prompt, completions)
+
+Importing the package is cheap: no model library, no framework.
 """
 
 from rewards.answers import canonical, extract_answer
 from rewards.base import Reward
 from rewards.errors import RewardError, RewardSpecError
 from rewards.math_answer import MathAnswer
-from rewards.registry import RewardInfo, available, build, register
+from rewards.registry import RewardInfo, RewardSpec, available, build, register
 from rewards.self_consistency import SelfConsistency
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "Reward",
     "RewardError",
     "RewardInfo",
+    "RewardSpec",
     "RewardSpecError",
     "SelfConsistency",
     "available",

@@ -435,7 +435,7 @@ async def test_rewards_can_be_swapped_per_call() -> None:
 
 async def test_blocking_calls_are_for_scripts() -> None:
     ets = ETS(ScriptedBackend(SCRIPT), Valued(), max_tokens=6)
-    with pytest.raises(RunningLoopError, match="await ets.complete"):
+    with pytest.raises(RunningLoopError, match=r"await ets\.complete"):
         ets.complete_sync("q")
     result = await asyncio.to_thread(ets.complete_sync, "q", seed=1)
     assert result == (await ets.complete("q", seed=1)).model_copy(update={"usage": result.usage})

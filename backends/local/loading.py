@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils import logging
 
 from backends.errors import BackendError, UnknownModelError
 
@@ -32,8 +35,9 @@ def open_checkpoint(
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise UnknownModelError(f"cannot load a model from {source}: the folder has no config.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype(dtype, target), **options)
+        with _quiet(local=Path(source).is_dir()):
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype(dtype, target), **options)
     except OSError as error:
         raise UnknownModelError(f"cannot load a model from {source}: {_first_line(error)}") from error
     except Exception as error:  # Damaged files and unknown architectures raise almost anything.
@@ -92,6 +96,19 @@ def _check_cache(model: PreTrainedModel) -> None:
             f"{type(model).__name__} keeps state that cannot be shared between continuations ({names}); "
             "only models with key-value attention caches can run here"
         )
+
+
+@contextmanager
+def _quiet(*, local: bool) -> Iterator[None]:
+    """Keep transformers' progress bars off the terminal where there is no download to watch."""
+    shown = logging.is_progress_bar_enabled()
+    if local:
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _first_line(error: BaseException) -> str:

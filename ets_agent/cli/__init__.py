@@ -3,50 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
-
-import typer
-
-from ets_agent import __version__
-from ets_agent.cli.evaluate import evaluate_command
-from ets_agent.cli.models import models_command
-from ets_agent.cli.output import emit, prepare_streams
-from ets_agent.cli.run import session
-from ets_agent.cli.solve import solve_command
-
-app = typer.Typer(
-    name="ets",
-    help="Guided reasoning: sample the answer that reinforcement learning would have converged to, without training.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("solve")(solve_command)
-app.command("eval")(evaluate_command)
-app.command("models")(models_command)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        with session(debug=False):
-            emit(f"ets-agent {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    pass
 
 
 def main() -> None:
     """Run the command line; always ends by `SystemExit`."""
-    prepare_streams()
     try:
+        # Imported here, because Ctrl-C may be faster than the imports.
+        from ets_agent.cli.app import app
+        from ets_agent.cli.output import prepare_streams
+
+        prepare_streams()
         app(prog_name="ets")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import signal
 import threading
@@ -44,6 +45,8 @@ class Session:
 
     def start(self) -> None:
         """Start the watchdog."""
+        # Registered before anything big is imported, so that it runs after the exit handlers of everything else.
+        atexit.register(self._leave)
         self._watchdog.start()
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
@@ -63,6 +66,7 @@ class Session:
     def close(self) -> None:
         """Dismiss the watchdog, unless a signal came: then it has to see the process off."""
         if self.exit_code is None:
+            atexit.unregister(self._leave)
             os.write(self._wake_write, _DISMISSED)
             self._watchdog.join()
             os.close(self._wake_write)
@@ -73,6 +77,11 @@ class Session:
             return await main
         finally:
             self._loop = self._task = None
+
+    def _leave(self) -> None:
+        """Spare whoever pressed Ctrl-C the orderly destruction of every module, which takes torch a second or more."""
+        if self.exit_code is not None:
+            os._exit(self.exit_code)
 
     def _watch(self) -> None:
         message = os.read(self._wake_read, 1)

@@ -13,8 +13,8 @@ from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError
 from ets_agent.evaluation.methods import METHODS, Method, Setup
 from ets_agent.evaluation.report import EvalReport, ItemRecord
-from ets_agent.sampler import DEFAULT_CONCURRENCY, RewardSpec, item_seeds
-from rewards import Reward, canonical, extract_answer
+from ets_agent.sampler import DEFAULT_CONCURRENCY, item_seeds
+from rewards import Reward, RewardSpec, canonical, extract_answer
 
 
 class Problem(Protocol):

@@ -1,4 +1,4 @@
-"""The laws that every backend obeys, written once. Each check takes a fresh backend and a prompt that it understands."""
+"""The laws that every backend obeys, written once. Each check takes a fresh backend and a prompt it understands."""
 
 from __future__ import annotations
 

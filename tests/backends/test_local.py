@@ -1,4 +1,4 @@
-"""The local engine: exact log-probabilities, nothing computed twice, rows that do not see each other, a free event loop."""
+"""The local engine: exact log-probabilities, nothing computed twice, independent rows, a free event loop."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -351,7 +352,7 @@ async def test_text_grows_character_by_character(tiny: LocalBackend) -> None:
     snowman = tiny._tokenizer("☃é☃")["input_ids"]
     texts = [tiny._decoder.text(snowman[:count], (), finished=False) for count in range(1, len(snowman) + 1)]
     assert texts[-1] == "☃é☃"
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert not any("\N{REPLACEMENT CHARACTER}" in text for text in texts)
 
 

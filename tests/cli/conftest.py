@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 import backends
 from backends import Backend
 from backends.scripted import ScriptedBackend
-from ets_agent.cli import app
+from ets_agent.cli.app import app
 from tests.cli.fake_ets import RESPONSES
 
 Ets = Callable[..., Result]

@@ -223,7 +223,7 @@ async def test_a_reward_is_closed_by_whoever_made_it(backend: ScriptedBackend, m
 async def test_a_cancelled_evaluation_leaves_no_task_behind() -> None:
     backend = ScriptedBackend(guess, delay=30.0)
     task = asyncio.create_task(evaluate(backend, PROBLEMS, config=CONFIG))
-    while backend.active < len(PROBLEMS):  # noqa: ASYNC110 - the backend offers no event
+    while backend.active < len(PROBLEMS):
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -8,7 +8,8 @@ import pytest
 from backends import Completion, Prompt
 from rewards import MathAnswer, Reward, SelfConsistency
 from rewards.functions import FunctionReward
-from tests.rewards.conformance import check_reward
+
+from .conformance import check_reward
 
 
 async def _length(completion: Completion) -> float:

@@ -1,0 +1,69 @@
+"""Every snippet of the README and the docs is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def snippets(language: str) -> list[tuple[str, str]]:
+    """Blocks of one language, each with the place where it begins."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            line = text[: match.start()].count("\n") + 1
+            found.append((f"{page.name}:{line}", match[1]))
+    return found
+
+
+def commands() -> list[tuple[str, str]]:
+    return [
+        (f"{place} {line[2:50]}", line[2:])
+        for place, block in snippets("console")
+        for line in block.splitlines()
+        if line.startswith("$ ")
+    ]
+
+
+@pytest.mark.parametrize("code", [pytest.param(code, id=place) for place, code in snippets("python")])
+def test_python_snippets_run(code: str, tmp_path: Path) -> None:
+    script = tmp_path / "snippet.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [pytest.param(command, id=name) for name, command in commands()])
+def test_commands_run(command: str, tmp_path: Path) -> None:
+    words = shlex.split(command, comments=True)
+    if words[0] in {"make", "git", "cd", "pip"}:
+        targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert words[0] != "make" or re.search(rf"^{words[1]}:", targets, re.MULTILINE)
+        return  # What sets the project up cannot run inside its own tests.
+    if "--limit" in words:  # The figures take minutes; here it is enough that the command works.
+        words[words.index("--limit") + 1] = "2"
+    if "--prompts" in words:
+        words[words.index("--prompts") + 1] = "1"
+    if words[0] == "python":
+        words = [sys.executable, *words[1:]]
+    else:
+        words[0] = str(Path(sys.executable).parent / words[0])
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_there_are_snippets() -> None:
+    assert len(snippets("python")) >= 2
+    assert len(commands()) >= 4

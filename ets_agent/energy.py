@@ -141,9 +141,8 @@ def effective_sample_size(weights: Floats) -> float:
 def select(weights: Floats, rng: np.random.Generator) -> int:
     """Draw an index with these probabilities; one of weight 0 is never drawn."""
     bounds = np.cumsum(weights)
-    index = int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
-    # Rounding may reach the very end; the last candidate that has any weight is meant.
-    return min(index, int(np.flatnonzero(weights)[-1]))
+    # ``random`` is below 1 by at least 2**-53, so the product stays below the last bound.
+    return int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
 
 
 def _uniform(log_energies: Floats, used: NDArray[np.bool_], reason: Fallback) -> Estimate:

@@ -1,9 +1,11 @@
-"""Train the two embedded models from nothing but generated word problems.
+r"""Train the two embedded models from nothing but generated word problems.
 
-    python examples/train_tiny.py reference --out backends/models/qwen3 --steps 6000 --batch-size 32
-    python examples/train_tiny.py small --out backends/models/qwen3-small --steps 4000
+    python examples/train_tiny.py reference --out clean --steps 6000 --batch-size 32
+    python examples/train_tiny.py reference --out backends/models/qwen3 --init clean --steps 600 --batch-size 32 \
+        --lr 5e-4 --slips 0.12 --seed 1
 
-Both are Qwen3 checkpoints in the usual format (safetensors, tokenizer, chat template) that any transformers or
+The first stage learns to solve problems, the second to slip now and then (``small`` likewise, see the model cards). Both
+models are Qwen3 checkpoints in the usual format (safetensors, tokenizer, chat template) that any transformers or
 vLLM installation loads, and share one tokenizer. Every batch is drawn fresh from the training split; the loss is on the
 solution alone. Half of the prompts are chat messages, half are plain text, so the models answer either. The run
 is determined by ``--seed`` on one machine and thread count.

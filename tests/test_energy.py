@@ -218,13 +218,22 @@ def test_selection_follows_the_weights() -> None:
     assert ((found[weights > 0] - expected) ** 2 / expected).sum() < 13.8  # 2 degrees of freedom, once in a thousand.
 
 
-def test_selection_reaches_no_candidate_without_weight_at_the_edges() -> None:
-    class Edge(np.random.Generator):
-        def random(self, *args: object, **kwargs: object) -> float:  # type: ignore[override]
-            return 1 - 2**-53
+class Edge(np.random.Generator):
+    """Always draws the same number."""
 
-    weights = np.array([0.1] * 10 + [0.0])
-    assert energy.select(weights / weights.sum(), Edge(np.random.PCG64())) == 9
+    def __init__(self, value: float) -> None:
+        super().__init__(np.random.PCG64())
+        self.value = value
+
+    def random(self, *args: object, **kwargs: object) -> float:  # type: ignore[override]
+        return self.value
+
+
+def test_selection_reaches_no_candidate_without_weight_at_the_edges() -> None:
+    for count in range(1, 200):
+        weights = np.array([0.0, *[1 / count] * count, 0.0])
+        assert energy.select(weights, Edge(0.0)) == 1
+        assert energy.select(weights, Edge(1 - 2**-53)) == count
 
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=20))

@@ -122,10 +122,12 @@ async def stop_strings_end_a_sequence(backend: Backend, prompt: Prompt) -> None:
         assert stopped.text == expected
         assert stopped.finish_reason == ("stop" if stop in plain.text else plain.finish_reason)
     assert any(stop in plain.text for plain in found)
-    stepped = [start]
+    state = start
     for seed in range(12):
-        stepped = await backend.extend(stepped[0], 1, tokens=1, seed=seed)
-        assert stop not in stepped[0].text
+        (new,) = await backend.extend(state, 1, tokens=1, seed=seed)
+        assert stop not in new.text
+        assert new.text.startswith(state.text), "a text only grows, even when a stop string begins"
+        state = new
 
 
 @check

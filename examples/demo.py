@@ -22,8 +22,8 @@ from ets_agent.evaluation.runner import evaluate
 MODEL = "tiny/qwen3"
 SETTINGS = ETSConfig(num_candidates=8, num_rollouts=4, block_size=16, kl_coef=0.1, temperature=1.0, max_tokens=64)
 QUESTION = (
-    "Mia has 6 boxes with 45 shells in each. Mia gives 95 to Leo. Mia shares them equally among 7 people, Mia included. "
-    "Mia finds 130 more. How many shells does Mia have now?"
+    "Mia has 6 boxes with 45 shells in each. Mia gives 95 to Leo. Mia shares them equally among 7 people, Mia "
+    "included. Mia finds 130 more. How many shells does Mia have now?"
 )
 BAR = 20
 
@@ -66,6 +66,7 @@ async def compare(backend: backends.Backend, console: Console, limit: int) -> li
             f"{label:<15} {report.accuracy:6.1%} right  (95 % interval {low:.1%} to {high:.1%}), "
             f"{report.tokens / limit:.0f} tokens and {report.seconds / limit:.2f} s a problem",
             highlight=False,
+            soft_wrap=True,
         )
         reports.append(report)
     return reports
@@ -77,7 +78,8 @@ async def run(limit: int) -> None:
     async with backends.load(MODEL) as backend:
         await show_one(ETS(backend, "self_consistency", config=SETTINGS), console)
         await compare(backend, console, limit)
-    console.print(f"\nThe same from the command line:  ets eval word_problems --method ets -B 16 --limit {limit}")
+    command = f"ets eval word_problems --method ets -B 16 --limit {limit}"
+    console.print(f"\nThe same from the command line:  {command}", soft_wrap=True)
 
 
 def main() -> None:

@@ -4,11 +4,11 @@ r"""Train the two embedded models from nothing but generated word problems.
     python examples/train_tiny.py reference --out backends/models/qwen3 --init clean --steps 600 --batch-size 32 \
         --lr 5e-4 --slips 0.12 --seed 1
 
-The first stage learns to solve problems, the second to slip now and then (``small`` likewise, see the model cards). Both
-models are Qwen3 checkpoints in the usual format (safetensors, tokenizer, chat template) that any transformers or
-vLLM installation loads, and share one tokenizer. Every batch is drawn fresh from the training split; the loss is on the
-solution alone. Half of the prompts are chat messages, half are plain text, so the models answer either. The run
-is determined by ``--seed`` on one machine and thread count.
+The first stage learns to solve problems, the second to slip now and then (``small`` likewise, see the model cards).
+Both models are Qwen3 checkpoints in the usual format (safetensors, tokenizer, chat template) that any transformers or
+vLLM installation loads, and share one tokenizer. Every batch is drawn fresh from the training split; the loss is on
+the solution alone. Half of the prompts are chat messages, half are plain text, so the models answer either. The run is
+determined by ``--seed`` on one machine and thread count.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ def build_model(size: str, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausal
 
 def with_slips(problem: Problem, rng: random.Random, rate: float) -> str:
     """Return the solution as an inattentive writer would put it down: a step's result may be off, and is carried on."""
+    if rate == 0:
+        return problem.solution
     carried: dict[int, int] = {}
     lines = []
     result = 0

@@ -46,7 +46,7 @@ class Constant(Reward):
 
 def test_public_names() -> None:
     assert set(rewards.__all__) == {
-        "MathAnswer", "Reward", "RewardError", "RewardInfo", "RewardSpecError", "SelfConsistency", "available", "build",
+        "MathAnswer", "Reward", "RewardError", "RewardInfo", "RewardSpec", "RewardSpecError", "SelfConsistency", "available", "build",
         "canonical", "extract_answer", "register",
     }  # fmt: skip
     assert all(hasattr(rewards, name) for name in rewards.__all__)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import aclosing
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -62,17 +63,18 @@ class Run:
         self._state: State | None = None
         self._best: tuple[Completion, float | None] | None = None
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event]:
         """Run to the end, or to the deadline, and yield what happens; the last event is `Finished`."""
         if self._config.timeout is not None:
             self._deadline = asyncio.get_running_loop().time() + self._config.timeout
         try:
-            async for event in self._steps_taken():
-                yield event
+            async with aclosing(self._steps_taken()) as events:
+                async for event in events:
+                    yield event
         except _DeadlineError:
             yield Finished(result=self._cut_short())
 
-    async def _steps_taken(self) -> AsyncIterator[Event]:
+    async def _steps_taken(self) -> AsyncGenerator[Event]:
         config = self._config
         blocks = config.blocks
         state = await self._within(

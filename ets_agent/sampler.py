@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
@@ -91,13 +92,13 @@ class ETS:
             backends.PromptError: The prompt is empty or too long for the model's context.
             backends.BackendError: The model failed.
         """
-        stream = self.stream(prompt, reward=reward, **overrides)
-        async for event in stream:
-            if isinstance(event, Finished):
-                return event.result
+        async with aclosing(self.stream(prompt, reward=reward, **overrides)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    return event.result
         raise AssertionError("a run ends with Finished")
 
-    def stream(self, prompt: Prompt, *, reward: RewardSpec | None = None, **overrides: Any) -> AsyncIterator[Event]:
+    def stream(self, prompt: Prompt, *, reward: RewardSpec | None = None, **overrides: Any) -> AsyncGenerator[Event]:
         """Return the events of one run while it goes on; arguments and errors as for `complete`.
 
         Nothing runs between events, so leaving the loop early leaves nothing behind.
@@ -197,11 +198,12 @@ class ETS:
             )
 
 
-async def _events(run: Run, own: Reward | None) -> AsyncIterator[Event]:
+async def _events(run: Run, own: Reward | None) -> AsyncGenerator[Event]:
     """Yield a run's events, and close the reward that was made for it alone."""
     try:
-        async for event in run.events():
-            yield event
+        async with aclosing(run.events()) as events:
+            async for event in events:
+                yield event
     finally:
         if own is not None:
             await own.aclose()

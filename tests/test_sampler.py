@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -459,3 +460,25 @@ def test_a_proposal_is_refused_for_now() -> None:
 def test_the_scripted_backend_is_a_backend() -> None:
     assert isinstance(ScriptedBackend(SCRIPT), Backend)
     assert np.isclose(sum(SCRIPT.values()), 1)
+
+
+async def test_a_reward_made_for_one_call_is_closed_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Reward] = []
+
+    class Held(Valued):
+        async def aclose(self) -> None:
+            closed.append(self)
+
+    given = Held()
+    ets = ETS(ScriptedBackend(SCRIPT), given, max_tokens=6)
+    monkeypatch.setattr("rewards.build", lambda spec: spec if isinstance(spec, Reward) else Held())
+    await ets.complete("q", reward="held")
+    assert len(closed) == 1, "at once, not when the garbage collector comes by"
+    async with aclosing(ets.stream("q", reward="held")) as events:
+        async for _ in events:
+            break
+    assert len(closed) == 2
+    await ets.complete("q")
+    await ets.complete("q", reward=given)
+    await ets.aclose()
+    assert len(closed) == 2, "a reward that was handed over stays open"

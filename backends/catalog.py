@@ -6,11 +6,12 @@ import difflib
 import json
 from dataclasses import dataclass
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from backends.base import Backend
-from backends.errors import MissingExtraError, UnknownModelError
+from backends.errors import BackendError, MissingExtraError, UnknownModelError
 
 _EMBEDDED = {"tiny/qwen3": "qwen3", "tiny/qwen3-small": "qwen3-small"}
 
@@ -44,13 +45,15 @@ def load(name: str, **options: Any) -> Backend:
         UnknownModelError: No backend has this name, or no checkpoint is there.
         MissingExtraError: The packages that it needs are not installed.
     """
+    if not isinstance(name, str):
+        raise UnknownModelError(f"a model is given by name, not as {type(name).__name__}")
     if name in _EMBEDDED:
         return _load_local(embedded_path(name), name, options)
     kind, _, rest = name.partition("/")
     if kind == "hf" and rest:
         return _load_local(rest, name, options)
     close = difflib.get_close_matches(name, _EMBEDDED, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise UnknownModelError(f"no model is called {name!r}{hint} Allowed: {', '.join(_EMBEDDED)}, or hf/ID_OR_PATH")
 
 
@@ -80,4 +83,7 @@ def _load_local(source: str | Path, name: str, options: dict[str, Any]) -> Backe
         raise MissingExtraError(
             f"{name} runs on this machine and needs {error.name}: pip install 'ets-agent[local]'"
         ) from error
+    allowed = set(signature(LocalBackend.from_pretrained).parameters) - {"source", "name"}
+    if unknown := options.keys() - allowed:
+        raise BackendError(f"{name} takes no option {sorted(unknown)[0]!r}; allowed: {', '.join(sorted(allowed))}")
     return LocalBackend.from_pretrained(source, name=name, **options)

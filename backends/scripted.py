@@ -26,7 +26,7 @@ from backends.base import (
     check_prompt,
     row_seeds,
 )
-from backends.errors import BackendClosedError, ContextLengthError
+from backends.errors import BackendClosedError, BackendError, ContextLengthError
 from backends.text import cut, settled
 
 Responses = Mapping[str, float] | Sequence[str]
@@ -219,6 +219,8 @@ class ScriptedBackend(BackendContext):
 def _plant(responses: Responses) -> _Node:
     """Return the tree of the given responses."""
     weights = responses if isinstance(responses, Mapping) else Counter(responses)
+    if not weights or min(weights.values()) <= 0:
+        raise BackendError("a script needs at least one response, and weights above 0")
     root = _Node()
     for text, weight in weights.items():
         node = root

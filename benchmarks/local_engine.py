@@ -132,6 +132,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.prompts < 1 or arguments.threads < 1:
+        parser.error("--prompts and --threads must be at least 1")
     torch.set_num_threads(arguments.threads)
     figures = asyncio.run(measure(arguments.prompts, arguments.seed))
     if arguments.json:

@@ -50,6 +50,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.calls < 1 or arguments.rounds < 1:
+        parser.error("--calls and --rounds must be at least 1")
     figures = asyncio.run(measure(arguments.calls, arguments.rounds))
     if arguments.json:
         print(json.dumps(figures, indent=2))

@@ -48,13 +48,13 @@ class Run:
     """
 
     def __init__(self, backend: Backend, reward: Reward, config: ETSConfig, prompt: Prompt, seed: int) -> None:
-        """Start the clock."""
+        """Nothing happens before `events` is iterated."""
         self._backend = backend
         self._reward = reward.session()
         self._config = config
         self._prompt = prompt
         self._seed = seed
-        self._started = time.monotonic()
+        self._started = 0.0
         self._deadline: float | None = None
         self._candidate_tokens = 0
         self._rollout_tokens = 0
@@ -65,6 +65,7 @@ class Run:
 
     async def events(self) -> AsyncGenerator[Event]:
         """Run to the end, or to the deadline, and yield what happens; the last event is `Finished`."""
+        self._started = time.monotonic()
         if self._config.timeout is not None:
             self._deadline = asyncio.get_running_loop().time() + self._config.timeout
         try:
@@ -101,7 +102,7 @@ class Run:
             chosen = energy.select(estimate.weights, np.random.default_rng(choice_seed))
             trace = self._trace(step, state, group, estimate, chosen)
             self._steps.append(trace)
-            self._best = group.best(estimate)
+            self._best = group.best(estimate, chosen) or self._best
             yield CandidatesWeighed(trace=trace)
 
             delta = trace.candidates[chosen]
@@ -110,6 +111,7 @@ class Run:
             if state.finished:
                 reward = group.scores[group.source[chosen]][0]
                 break
+            del candidates, group  # With the states, the backend's caches of what was not chosen go.
         completion = Completion(text=state.text, finish_reason=state.finish_reason or "length")
         yield Finished(result=self._result(completion, reward, "stop" if state.finish_reason == "stop" else "length"))
 
@@ -153,7 +155,7 @@ class Run:
             [
                 RolloutTrace(
                     text=completion.text,
-                    answer=self._reward.answer(completion),
+                    answer=self._answer(completion),
                     reward=score,
                     logprob=completion.logprob,
                     finish_reason=completion.finish_reason,
@@ -175,6 +177,17 @@ class Run:
             dropped=sum(score is None for scores in group.scores for score in scores),
         )
 
+    def _answer(self, completion: Completion) -> str | None:
+        """Ask the reward for the final answer; what it cannot read is no answer."""
+        try:
+            answer = self._reward.answer(completion)
+        except Exception as error:  # Foreign code, as in `_judge`.
+            warning = f"the reward could not read an answer: {type(error).__name__}: {error}"
+            if warning not in self._warnings:
+                self._warnings.append(warning)
+            return None
+        return answer if answer is None else str(answer)
+
     def _cut_short(self) -> Result:
         """Return the best-weighted complete answer so far; the committed text where there is none yet."""
         if self._best is None:
@@ -187,7 +200,7 @@ class Run:
     ) -> Result:
         return Result(
             text=completion.text,
-            answer=self._reward.answer(completion),
+            answer=self._answer(completion),
             reward=reward,
             finish_reason=finish_reason,
             steps=self._steps,
@@ -263,15 +276,15 @@ class _Group:
         ]
         return np.array(rows, dtype=np.float64)
 
-    def best(self, estimate: energy.Estimate) -> tuple[Completion, float | None] | None:
-        """Return the complete response with the largest share of the weight, and its reward."""
-        best: tuple[float, Completion, float | None] | None = None
-        for index, completions in enumerate(self.completions):
-            shares = estimate.shares[self.source.index(index)] * self.multiplicity[index]
-            for completion, score, share in zip(completions, self.scores[index], shares.tolist(), strict=False):
-                if completion.finish_reason != "error" and (best is None or share > best[0]):
-                    best = (share, completion, score)
-        return best and (best[1], best[2])
+    def best(self, estimate: energy.Estimate, chosen: int) -> tuple[Completion, float | None] | None:
+        """Return the chosen candidate's complete response with the largest share of the weight, and its reward."""
+        index = self.source[chosen]
+        drawn = zip(estimate.shares[chosen].tolist(), self.completions[index], self.scores[index], strict=False)
+        usable = [entry for entry in drawn if entry[1].finish_reason != "error"]
+        if not usable:
+            return None
+        _, completion, score = max(usable, key=lambda entry: entry[0])
+        return completion, score
 
 
 def _check_scores(scores: Sequence[float | None], expected: int) -> None:

@@ -54,6 +54,15 @@ class ETSConfig(BaseModel):
     timeout: float | None = Field(default=None, gt=0)
     """Seconds after which the best answer so far is returned."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, values: Any) -> Any:
+        """True would pass as 1; whoever wrote it meant something else."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool):
+                raise ValueError(f"{name} is {value}; allowed: a number")
+        return values
+
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
         if self.block_size is not None and self.block_size > self.max_tokens:

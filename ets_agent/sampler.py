@@ -59,6 +59,10 @@ class ETS:
         """Check everything before anything is loaded."""
         if proposal is not None:
             raise ConfigError("proposal must be None: rollouts from a proposal model (ETS-IS) are not available yet")
+        if config is not None and not isinstance(config, ETSConfig):
+            raise ConfigError(f"config must be an ETSConfig, not {type(config).__name__}")
+        if not isinstance(backend, str | Backend):
+            raise ConfigError(f"backend must be a Backend or a model's name, not {type(backend).__name__}")
         self._config = config.replace(**settings) if config is not None else ETSConfig.build(**settings)
         self._reward = rewards.build(reward)
         self._owns_reward = self._reward is not reward
@@ -133,6 +137,8 @@ class ETS:
         Raises:
             ConfigError: A setting is out of range.
         """
+        if isinstance(prompts, str):
+            raise ConfigError("prompts must be a list of prompts, not one text")
         if concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}; allowed: at least 1")
         config = self._config.replace(**overrides)

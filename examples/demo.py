@@ -87,6 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=60, help="problems of the comparison")
     arguments = parser.parse_args()
+    if arguments.limit < 1:
+        parser.error("--limit must be at least 1")
     torch.set_num_threads(1)  # The model is too small for more.
     asyncio.run(run(arguments.limit))
 

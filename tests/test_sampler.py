@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -245,6 +246,21 @@ async def test_a_failing_reward_costs_its_verdicts_not_the_run(reward: Reward, c
     assert {step.fallback for step in result.steps} == {"no_verdict"}
 
 
+@pytest.mark.parametrize("answer", [lambda text: text.split("####")[1], lambda text: 42])
+async def test_an_answer_that_cannot_be_read_is_no_end(answer: Any) -> None:
+    class Odd(Valued):
+        def answer(self, completion: Completion) -> str | None:
+            return answer(completion.text)  # type: ignore[no-any-return]
+
+    result = await ETS(ScriptedBackend(SCRIPT), Odd(), max_tokens=6, block_size=2, seed=0).complete("q")
+    assert result.text in SCRIPT
+    assert result.reward == VALUES[result.text]
+    if result.answer is None:
+        assert result.warnings == ["the reward could not read an answer: IndexError: list index out of range"]
+    else:
+        assert result.answer == "42"
+
+
 async def test_failed_rollouts_are_dropped_and_counted() -> None:
     class Flaky(ScriptedBackend):
         async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
@@ -276,6 +292,7 @@ async def test_a_backend_that_fails_ends_the_run() -> None:
     [
         ({"num_candidates": 0}, "num_candidates is 0: input should be greater than or equal to 1"),
         ({"num_candidates": 1.5}, "num_candidates"),
+        ({"num_candidates": True}, "num_candidates is True; allowed: a number"),
         ({"num_rollouts": 0}, "num_rollouts"),
         ({"num_rollouts": -3}, "num_rollouts"),
         ({"kl_coef": -0.1}, "kl_coef is -0.1: input should be greater than or equal to 0"),
@@ -398,6 +415,62 @@ async def test_a_deadline_gives_the_best_answer_so_far() -> None:
     assert (nothing.text, nothing.reward, nothing.finish_reason) == ("", None, "timeout")
 
 
+async def test_a_run_that_is_cut_short_keeps_what_it_has_committed() -> None:
+    backend = ScriptedBackend(["a b c d", "e f g h", "i j k l"], delay=0.02)
+    ets = ETS(backend, Silent(scores=lambda c: [1.0] * len(c)), block_size=1, max_tokens=4, num_candidates=4)
+    for seed in range(12):
+        text = ""
+        async for event in ets.stream("q", seed=seed, timeout=0.07):
+            if isinstance(event, BlockCommitted):
+                text = event.text
+            elif isinstance(event, Finished):
+                assert event.result.cut_short
+                assert event.result.text.startswith(text)
+                assert event.result.text in {"a b c d", "e f g h", "i j k l"}
+
+
+async def test_a_later_failure_does_not_lose_an_earlier_answer() -> None:
+    class Failing(ScriptedBackend):
+        async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+            groups = await super().rollout(states, n, seed=seed)
+            if states[0].num_tokens > 1:
+                return [[Completion(text="", finish_reason="error")] * n for _ in groups]
+            return groups
+
+    backend = Failing(["a b c d e f"], delay=0.03)
+    ets = ETS(backend, Silent(scores=lambda c: [1.0] * len(c)), block_size=1, max_tokens=6)
+    result = await ets.complete("q", timeout=0.14)
+    assert (result.text, result.cut_short) == ("a b c d e f", True)
+
+
+async def test_caches_of_rejected_candidates_go_with_their_states() -> None:
+    alive: list[int] = []
+    seen: list[weakref.ref[State]] = []
+
+    class Watched(ScriptedBackend):
+        async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
+            alive.append(sum(other() is not None for other in seen))
+            states = await super().extend(state, n, tokens=tokens, seed=seed)
+            seen[:] = [weakref.ref(new) for new in states]
+            return states
+
+    ets = ETS(Watched(["a b c d e f"]), Valued({"a b c d e f": 1.0}), block_size=1, max_tokens=6, num_candidates=8)
+    await ets.complete("q", seed=0)
+    assert alive == [0, 1, 1, 1, 1, 1], "only the chosen one"
+
+
+def test_what_is_no_backend_and_no_settings_is_refused() -> None:
+    wrong: list[Any] = [None, 5, object()]
+    for backend in wrong:
+        with pytest.raises(ConfigError, match="backend must be"):
+            ETS(backend)
+    settings: Any = {"num_candidates": 2}
+    with pytest.raises(ConfigError, match="config must be"):
+        ETS(ScriptedBackend(SCRIPT), config=settings)
+    with pytest.raises(BackendError, match="at least one response"):
+        ETS(ScriptedBackend({})).complete_sync("q")
+
+
 async def test_many_prompts_have_bounded_concurrency_and_their_own_seeds() -> None:
     peak = 0
 
@@ -419,6 +492,8 @@ async def test_many_prompts_have_bounded_concurrency_and_their_own_seeds() -> No
     failing = await ets.complete_many(["q", "", "q"], reward=[Valued(), Valued(), "self_consistency"], seed=1)
     assert [type(result) for result in failing] == [Result, PromptError, Result]
     assert await ets.complete_many([]) == []
+    with pytest.raises(ConfigError, match="not one text"):
+        await ets.complete_many("ab")
     with pytest.raises(ConfigError, match="concurrency is 0"):
         await ets.complete_many(["q"], concurrency=0)
     with pytest.raises(ConfigError, match="2 prompts but 1 rewards"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backends.base import (
@@ -71,7 +72,7 @@ class LocalBackend(BackendContext):
         max_rows: int = DEFAULT_MAX_ROWS,
     ) -> None:
         """Prepare the engine; its thread starts with the first call."""
-        if max_rows < 1:
+        if not isinstance(max_rows, int) or max_rows < 1:
             raise BackendError(f"max_rows is {max_rows}; allowed: at least 1")
         self._name = name
         self._tokenizer = tokenizer
@@ -88,7 +89,7 @@ class LocalBackend(BackendContext):
         *,
         name: str | None = None,
         device: str = "auto",
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         max_rows: int = DEFAULT_MAX_ROWS,
         revision: str | None = None,
     ) -> Self:
@@ -98,7 +99,7 @@ class LocalBackend(BackendContext):
             source: Hub id or folder.
             name: What to call it; by default the source.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-            dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+            dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, or a torch dtype.
             max_rows: Most sequences to decode at the same time.
             revision: Branch, tag or commit on the hub.
 
@@ -121,6 +122,7 @@ class LocalBackend(BackendContext):
 
     async def begin(self, prompt: Prompt, *, max_tokens: int, params: SamplingParams) -> State:
         """Return the empty response to a prompt; see `backends.Backend.begin`."""
+        self._engine.check_open()
         check_prompt(prompt)
         check_budget(max_tokens)
         # A long prompt takes a while to tokenize; the event loop has other things to do.
@@ -147,6 +149,8 @@ class LocalBackend(BackendContext):
 
     async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
         """Complete each state n times; see `backends.Backend.rollout`."""
+        if n < 1:
+            raise BackendError(f"rollout needs at least one completion per state, not {n}")
         own = [_own(state) for state in states]
         rows = {
             index: [_row(state, state.max_tokens, row) for row in row_seeds(seed, n, index)]
@@ -174,8 +178,15 @@ class LocalBackend(BackendContext):
     async def aclose(self) -> None:
         """Stop the model's thread; what is under way fails with `BackendClosedError`."""
         await asyncio.to_thread(self._engine.close)
+        self._model.release()
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+        try:
+            return self._tokenize(prompt)
+        except TypeError as error:
+            raise PromptError("the prompt is not valid Unicode text (does it hold lone surrogates?)") from error
+
+    def _tokenize(self, prompt: Prompt) -> tuple[int, ...]:
         with self._tokenizer_lock:
             if isinstance(prompt, str):
                 return tuple(self._tokenizer(prompt)["input_ids"])

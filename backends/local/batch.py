@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.base import FinishReason, SamplingParams
+from backends.errors import BackendError
 from backends.local.cache import BatchCache, Prefix
 from backends.local.model import Model
 from backends.local.sampling import SampledDistribution, draw
@@ -140,7 +142,10 @@ class Batch:
         uniforms = torch.from_numpy(np.array([row.uniforms[len(row.drawn)] for row in rows]))
         tokens = draw(log_probabilities, uniforms)
         chosen = log_probabilities.gather(1, tokens[:, None]).squeeze(1)
-        for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
+        logprobs = chosen.tolist()
+        if any(map(math.isnan, logprobs)):
+            raise BackendError("the model's logits are not numbers (NaN); try dtype='float32' or 'bfloat16'")
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs, strict=True):
             row.drawn.append(token)
             row.logprobs.append(logprob)
             row.finish_reason = self._decoder.ends(row.response_ids, row.drawn, row.params.stop)

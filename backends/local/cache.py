@@ -126,16 +126,14 @@ class BatchCache(Cache):
 
     def read(self, rows: Sequence[int], lengths: Sequence[int], logits: Tensor) -> list[Computed]:
         """Copy rows out of the buffers; ``logits`` has one line for each."""
-        begin = self.cursor - max(lengths)
-        index = torch.tensor(rows, device=logits.device)
-        keys = [layer.keys[index, :, begin : self.cursor] for layer in self.buffers]
-        values = [layer.values[index, :, begin : self.cursor] for layer in self.buffers]
-        longest = max(lengths)
+        # One copy per row, so that a row which is kept does not keep the others alive.
         return [
             Computed(
-                [k[i, :, longest - length :] for k in keys], [v[i, :, longest - length :] for v in values], logits[i]
+                [layer.keys[row, :, self.cursor - length : self.cursor].clone() for layer in self.buffers],
+                [layer.values[row, :, self.cursor - length : self.cursor].clone() for layer in self.buffers],
+                line.clone(),
             )
-            for i, length in enumerate(lengths)
+            for row, length, line in zip(rows, lengths, logits, strict=True)
         ]
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:

@@ -84,7 +84,10 @@ class Engine:
     def draw(self, rows: Sequence[Row]) -> Future[None]:
         """Have rows drawn; the future is done when all of them are."""
         request = _Draw(rows, missing=len(rows))
-        self._submit(request)
+        if rows:
+            self._submit(request)
+        else:
+            request.future.set_result(None)
         return request.future
 
     def score(self, items: Sequence[Scored]) -> Future[list[float]]:
@@ -102,40 +105,51 @@ class Engine:
         if thread is not None:
             thread.join()
 
+    def check_open(self) -> None:
+        """Raise `BackendClosedError` if the engine is closed."""
+        if self._closed:
+            raise BackendClosedError("the model is closed")
+
     def _submit(self, request: _Draw | _Score) -> None:
         with self._changed:
-            if self._closed:
-                raise BackendClosedError("the model is closed")
+            self.check_open()
+            if self._thread is None or not self._thread.is_alive():
+                thread = threading.Thread(target=self._serve, name="ets-local-model", daemon=True)
+                try:
+                    thread.start()  # It waits for the lock that is held here.
+                except RuntimeError as error:
+                    raise BackendError(f"cannot start a thread for the model: {error}") from error
+                self._thread = thread
             self._inbox.append(request)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="ets-local-model", daemon=True)
-                self._thread.start()
             self._changed.notify()
 
     def _serve(self) -> None:
         """Work until there has been nothing to do for a while."""
-        with torch.inference_mode():
-            while self._receive():
-                self._turn()
+        try:
+            with torch.inference_mode():
+                while self._receive():
+                    self._turn()
+        except BaseException as error:
+            # Nobody may be left waiting for a thread that is gone.
+            with self._changed:
+                self._thread = None
+                self._abandon(BackendError(f"the model's thread failed: {type(error).__name__}: {error}"))
+            raise
 
     def _receive(self) -> bool:
         """Wait for work and sort it in; return False when the thread is to end."""
         with self._changed:
             if not (self._inbox or self._owners or self._closed):
                 self._changed.wait(_IDLE_SECONDS)
-            requests = list(self._inbox)
-            self._inbox.clear()
-            ending = self._closed or not (requests or self._owners)
-            if ending:
+            if self._closed or not (self._inbox or self._owners):
+                # All of it under the lock: the next call may start another thread right after.
+                if self._closed:
+                    self._abandon(BackendClosedError("the model was closed while it was working"))
                 self._thread = None
                 self._limit = self._max_rows  # Who took the memory may be gone when there is work again.
-        if ending:
-            error = BackendClosedError("the model was closed while it was working")
-            for request in {*self._active, *requests}:
-                _fail(request.future, error)
-            self._forget(list(self._active))
-            self._batch.clear()
-            return False
+                return False
+            requests = list(self._inbox)
+            self._inbox.clear()
         for request in requests:
             if isinstance(request, _Score):
                 self._serve_score(request)
@@ -145,13 +159,22 @@ class Engine:
                 self._owners.update(dict.fromkeys(request.rows, request))
         return True
 
+    def _abandon(self, error: BackendError) -> None:
+        """Fail all requests and drop all rows."""
+        for request in {*self._active, *self._inbox}:
+            _fail(request.future, error)
+        self._inbox.clear()
+        self._forget(list(self._active))
+        self._batch.clear()
+
     def _turn(self) -> None:
         """Decode one token of everything that fits."""
-        self._drop_cancelled()
-        room = self._limit - len(self._batch.rows)
-        taken = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        taken: list[Row] = []
         done: list[Row] = []
         try:
+            self._drop_cancelled()
+            room = self._limit - len(self._batch.rows)
+            taken += [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
             if taken:
                 self._model.prefill([row.prefix for row in taken])
                 done += self._batch.admit(taken)
@@ -211,16 +234,16 @@ class Engine:
 
     def _score(self, items: Sequence[Scored]) -> list[float]:
         """Score in passes of bounded size; the prefix's cache is used, never computed again."""
-        self._model.prefill([item.prefix for item in items])
         scores = [0.0] * len(items)
         pending = [index for index, item in enumerate(items) if item.token_ids]
         while pending:
-            longest = max(len(items[index].token_ids) for index in pending)
-            computed = items[pending[0]].prefix.computed
-            assert computed is not None
-            rows = max(1, min(self._limit, _SCORED_LOGITS // (longest * len(computed.logits))))
-            part = pending[:rows]
+            part = pending[: self._limit]
             try:
+                self._model.prefill([items[index].prefix for index in part])
+                longest = max(len(items[index].token_ids) for index in part)
+                computed = items[part[0]].prefix.computed
+                assert computed is not None
+                part = part[: max(1, _SCORED_LOGITS // (longest * len(computed.logits)))]
                 totals = self._score_pass([items[index] for index in part])
             except Exception as error:
                 if not _is_out_of_memory(error) or len(part) == 1:
@@ -230,7 +253,7 @@ class Engine:
                 continue
             for index, total in zip(part, totals, strict=True):
                 scores[index] = total
-            del pending[:rows]
+            del pending[: len(part)]
         return scores
 
     def _score_pass(self, items: Sequence[Scored]) -> list[float]:

@@ -16,7 +16,7 @@ from backends.errors import BackendError, UnknownModelError
 
 
 def open_checkpoint(
-    source: str | Path, *, device: str, dtype: str, revision: str | None
+    source: str | Path, *, device: str, dtype: str | torch.dtype, revision: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer from the hub or a folder.
 
@@ -62,11 +62,13 @@ def choose_device(name: str) -> torch.device:
         raise BackendError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N, mps") from None
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype | str:
-    """Return a torch dtype by name; ``auto`` is the checkpoint's own, but float32 on a CPU."""
+def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype | str:
+    """Return a torch dtype, also by name; ``auto`` is the checkpoint's own, but float32 on a CPU."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
-    dtype = getattr(torch, name, None)
+    if isinstance(name, torch.dtype):
+        return name
+    dtype = getattr(torch, str(name), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise BackendError(f"dtype is {name!r}; allowed: auto, float32, bfloat16, float16")
     return dtype

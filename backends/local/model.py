@@ -34,6 +34,11 @@ class Model:
         device: torch.device = self.module.device
         return device
 
+    def release(self) -> None:
+        """Let go of the weights; nothing can be computed afterwards."""
+        if hasattr(self, "module"):
+            del self.module
+
     def prefill(self, prefixes: Sequence[Prefix]) -> None:
         """Compute sequences that are not computed yet, several at once.
 

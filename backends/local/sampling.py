@@ -24,13 +24,16 @@ class SampledDistribution:
         self._greedy: Tensor | None = None
         self._top_k: Tensor | None = None
         self._top_p: Tensor | None = None
+        # Below the smallest float32 a division would be one by zero; the limit is greedy decoding anyway.
+        greedy = [p.temperature < torch.finfo(torch.float32).tiny for p in params]
         if any(p.temperature != 1 for p in params):
-            temperatures = [p.temperature if p.temperature > 0 else 1.0 for p in params]
+            temperatures = [1.0 if best else p.temperature for p, best in zip(params, greedy, strict=True)]
             self._temperature = torch.tensor(temperatures, device=device)[:, None]
-        if any(p.temperature == 0 for p in params):
-            self._greedy = torch.tensor([p.temperature == 0 for p in params], device=device)[:, None]
+        if any(greedy):
+            self._greedy = torch.tensor(greedy, device=device)[:, None]
         if any(p.top_k > 0 for p in params):
-            limits = [p.top_k or torch.iinfo(torch.int32).max for p in params]
+            most = torch.iinfo(torch.int32).max
+            limits = [min(p.top_k or most, most) for p in params]
             self._top_k = torch.tensor(limits, device=device)[:, None]
         if any(p.top_p < 1 for p in params):
             # Infinity, not 1: a cumulative sum may round up to 1 and drop the tail.
@@ -45,7 +48,8 @@ class SampledDistribution:
         """
         logits = logits.float()
         if self._temperature is not None:
-            logits = logits / self._temperature
+            # The largest becomes 0 first, so that a small temperature cannot make it overflow.
+            logits = (logits - logits.amax(dim=-1, keepdim=True)) / self._temperature
         if self._greedy is not None:
             best = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(dim=-1, keepdim=True), True)
             logits = logits.masked_fill(self._greedy & ~best, -torch.inf)
@@ -80,4 +84,5 @@ def draw(log_probabilities: Tensor, uniforms: Tensor) -> Tensor:
     target = uniforms.to(precise).to(total.device)[:, None] * total
     # Strictly below the total, so that rounding cannot run past the last token with any probability.
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(bounds, target, right=True).squeeze(1)
+    # The clamp matters for NaN only, whose place is past the end; the log-probability then tells the caller.
+    return torch.searchsorted(bounds, target, right=True).squeeze(1).clamp_(max=bounds.shape[-1] - 1)

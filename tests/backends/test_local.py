@@ -32,6 +32,8 @@ from transformers import (
 import backends
 from backends import BackendError, Completion, ContextLengthError, PromptError, SamplingParams, UnknownModelError
 from backends.local import LocalBackend
+from backends.local.cache import BatchCache
+from backends.local.engine import Engine
 from backends.local.model import Model
 
 QUESTION = "Will has 41 tickets. Ada gives Will another 72. How many tickets does Will have now?"
@@ -287,6 +289,136 @@ async def test_a_failing_pass_fails_the_calls_in_it_and_no_others(
     assert len(await tiny.extend(start, 2, tokens=4, seed=0)) == 2
 
 
+async def test_a_failure_while_cancelled_rows_leave_hangs_nobody(
+    tiny: LocalBackend, monkeypatch: pytest.MonkeyPatch, passes: list[int]
+) -> None:
+    start = await tiny.begin(QUESTION, max_tokens=300, params=SamplingParams(temperature=5.0))
+    doomed = asyncio.create_task(tiny.rollout([start], 4, seed=0))
+    other = asyncio.create_task(tiny.rollout([start], 4, seed=1))
+    while len(passes) < 5:
+        await asyncio.sleep(0.001)
+    move, failed = BatchCache.move, threading.Event()
+
+    def scarce(self: BatchCache, *arguments: Any) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        move(self, *arguments)
+
+    monkeypatch.setattr(BatchCache, "move", scarce)
+    doomed.cancel()
+    assert len((await asyncio.wait_for(other, 60))[0]) == 4
+    assert failed.is_set()
+
+
+async def test_a_thread_that_dies_fails_its_calls_and_is_replaced(
+    tiny: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    start = await tiny.begin(QUESTION, max_tokens=8, params=PLAIN)
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_turn", lambda self: 1 / 0)
+        with pytest.raises(BackendError, match="thread failed: ZeroDivisionError"):
+            await asyncio.wait_for(tiny.rollout([start], 2, seed=0), 10)
+    assert len((await tiny.rollout([start], 2, seed=0))[0]) == 2
+
+
+async def test_a_thread_that_cannot_start_is_a_clear_error(tiny: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    start = await tiny.begin(QUESTION, max_tokens=8, params=PLAIN)
+    engine_thread = threading.Thread.start
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(BackendError, match="can't start new thread"):
+            await tiny.rollout([start], 2, seed=0)
+    assert threading.Thread.start is engine_thread
+    assert len((await tiny.rollout([start], 2, seed=0))[0]) == 2
+
+
+async def test_calls_that_meet_the_thread_at_its_end_are_served(
+    tiny: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.local.engine._IDLE_SECONDS", 0.001)
+    start = await tiny.begin(QUESTION, max_tokens=2, params=PLAIN)
+    for seed in range(150):
+        await tiny.rollout([start], 1, seed=seed)
+        await asyncio.sleep(0.0008 + 0.0004 * (seed % 3))
+
+
+async def test_a_kept_candidate_does_not_keep_its_siblings_caches(tiny: LocalBackend) -> None:
+    start = await tiny.begin(QUESTION, max_tokens=40, params=PLAIN)
+    states = await tiny.extend(start, 8, tokens=8, seed=0)
+    computed = next(state for state in states if not state.finished).prefix.computed  # type: ignore[attr-defined]
+    for tensor in (*computed.keys, *computed.values, computed.logits):
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+async def test_scores_are_split_when_prefixes_do_not_fit(tiny: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [QUESTION + " " + "And?" * count for count in range(6)]
+    starts = [await tiny.begin(text, max_tokens=8, params=PLAIN) for text in texts]
+    drawn = await tiny.rollout(starts, 1, seed=0)
+    expected = await tiny.score(starts, drawn)
+    forward = Model._forward
+
+    def scarce(self: Model, **inputs: Any) -> Any:
+        if len(inputs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(Model, "_forward", scarce)
+    fresh = [await tiny.begin(text, max_tokens=8, params=PLAIN) for text in texts]
+    assert [pytest.approx(line, abs=1e-3) for line in expected] == await tiny.score(fresh, drawn)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-39, 1e-46, 1e-320])
+async def test_tiny_temperatures_are_greedy(tiny: LocalBackend, temperature: float) -> None:
+    greedy = await tiny.begin(QUESTION, max_tokens=12, params=SamplingParams(temperature=0))
+    cold = await tiny.begin(QUESTION, max_tokens=12, params=SamplingParams(temperature=temperature, top_k=10**30))
+    ((expected,),) = await tiny.rollout([greedy], 1, seed=0)
+    ((completion,),) = await tiny.rollout([cold], 1, seed=1)
+    assert completion.token_ids == expected.token_ids
+    assert completion.logprob == pytest.approx(0, abs=1e-6)
+
+
+async def test_logits_that_are_no_numbers_are_a_clear_error(
+    tiny: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Model._forward
+
+    def broken(self: Model, **inputs: Any) -> Any:
+        output = forward(self, **inputs)
+        output.logits.fill_(math.nan)
+        return output
+
+    start = await tiny.begin(QUESTION, max_tokens=8, params=PLAIN)
+    monkeypatch.setattr(Model, "_forward", broken)
+    with pytest.raises(BackendError, match="not numbers"):
+        await tiny.rollout([start], 2, seed=0)
+
+
+async def test_impossible_requests_are_refused(tiny: LocalBackend) -> None:
+    start = await tiny.begin(QUESTION, max_tokens=8, params=PLAIN)
+    with pytest.raises(BackendError, match="at least one"):
+        await tiny.rollout([start], 0, seed=0)
+    with pytest.raises(BackendError, match="at least one"):
+        await tiny.extend(start, 0, tokens=1, seed=0)
+    assert await tiny.rollout([], 3, seed=0) == []
+    assert await tiny.score([], []) == []
+    with pytest.raises(PromptError, match="not valid Unicode"):
+        await tiny.begin("\ud800 hi", max_tokens=4, params=PLAIN)
+
+
+async def test_closing_frees_the_weights(tiny_parts: Any) -> None:
+    backend = LocalBackend(*tiny_parts, name="x")
+    await backend.aclose()
+    await backend.aclose()
+    assert not hasattr(backend._model, "module")
+    with pytest.raises(backends.BackendClosedError):
+        await backend.begin(QUESTION, max_tokens=4, params=PLAIN)
+
+
 async def test_cancelled_calls_stop_decoding(tiny: LocalBackend, passes: list[int]) -> None:
     start = await tiny.begin(QUESTION, max_tokens=900, params=SamplingParams(temperature=3.0))
     call = asyncio.create_task(tiny.rollout([start], 4, seed=0))
@@ -381,6 +513,10 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path, tiny_parts: Any) -> None
         backends.load("tiny/qwen3-small", dtype="int8")
     with pytest.raises(BackendError, match="max_rows is 0; allowed"):
         backends.load("tiny/qwen3-small", max_rows=0)
+    with pytest.raises(BackendError, match="takes no option 'devise'; allowed: device"):
+        backends.load("tiny/qwen3-small", devise="cpu")
+    with pytest.raises(UnknownModelError, match="given by name"):
+        backends.load(5)  # type: ignore[arg-type]
     folder = tmp_path / "damaged"
     tiny_parts[0].save_pretrained(folder)
     tiny_parts[1].save_pretrained(folder)

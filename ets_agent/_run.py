@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import Literal, TypeVar
@@ -189,7 +190,7 @@ class Run:
         return answer if answer is None else str(answer)
 
     def _cut_short(self) -> Result:
-        """Return the best-weighted complete answer so far; the committed text where there is none yet."""
+        """Return the last choice's best-weighted complete answer; the committed text where there is none yet."""
         if self._best is None:
             text = self._state.text if self._state is not None else ""
             return self._result(Completion(text=text, finish_reason="length"), None, "timeout")
@@ -235,7 +236,8 @@ class _Group:
         places: dict[State, int] = {}
         self.source = [places.setdefault(candidate, len(places)) for candidate in candidates]
         self.distinct = list(places)
-        self.multiplicity = [self.source.count(index) for index in range(len(self.distinct))]
+        counts = Counter(self.source)
+        self.multiplicity = [counts[index] for index in range(len(self.distinct))]
         self.completions: list[list[Completion]] = [
             [Completion(text=state.text, finish_reason=state.finish_reason)] if state.finish_reason else []
             for state in self.distinct

@@ -265,7 +265,7 @@ class Engine:
         totals = []
         for row, item in enumerate(items):
             length = len(item.token_ids)
-            distribution = SampledDistribution([item.params] * length, logits.device)
+            distribution = SampledDistribution([item.params], logits.device)  # One line serves all positions.
             log_probabilities = distribution.log_probabilities(logits[row, :length])
             tokens = torch.tensor(item.token_ids, device=logits.device)
             totals.append(float(log_probabilities.gather(1, tokens[:, None]).double().sum()))

@@ -86,6 +86,7 @@ async def test_a_cancelled_run_leaves_nothing_in_the_engine(qwen: backends.Backe
     assert not [thread for thread in threading.enumerate() if thread.name == "ets-local-model"]
 
 
+@pytest.mark.usefixtures("heap_at_rest")
 async def test_a_deadline_is_kept_while_the_model_decodes(qwen: backends.Backend) -> None:
     ets = ETS(qwen, "self_consistency", config=SETTINGS, **SLOW)
     loop = asyncio.get_running_loop()

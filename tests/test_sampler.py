@@ -399,6 +399,7 @@ async def test_leaving_a_stream_early_leaves_nothing_behind() -> None:
     assert asyncio.all_tasks() == before
 
 
+@pytest.mark.usefixtures("heap_at_rest")
 async def test_a_deadline_gives_the_best_answer_so_far() -> None:
     backend = ScriptedBackend(SCRIPT, delay=0.05)
     ets = ETS(backend, Valued(), num_candidates=16, num_rollouts=4, block_size=1, max_tokens=6, seed=0)

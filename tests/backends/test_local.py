@@ -202,6 +202,7 @@ async def test_rows_do_not_depend_on_their_company(tiny: LocalBackend) -> None:
         assert [c.logprob for c in one] == pytest.approx([c.logprob for c in other], abs=1e-4)
 
 
+@pytest.mark.usefixtures("heap_at_rest")
 async def test_the_event_loop_stays_free(tiny: LocalBackend) -> None:
     start = await tiny.begin(QUESTION * 3, max_tokens=60, params=PLAIN)
     lateness: list[float] = []

@@ -23,8 +23,10 @@ from backends.errors import (
     ContextLengthError,
     MissingExtraError,
     PromptError,
+    TokenizerMismatchError,
     UnknownModelError,
 )
+from backends.tokenization import Tokenization
 
 __all__ = [
     "Backend",
@@ -42,6 +44,8 @@ __all__ = [
     "PromptError",
     "SamplingParams",
     "State",
+    "Tokenization",
+    "TokenizerMismatchError",
     "UnknownModelError",
     "available",
     "load",

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from backends.errors import PromptError
+from backends.tokenization import Tokenization
 
 Message = Mapping[str, str]
 """One chat message: ``{"role": "user", "content": "…"}``."""
@@ -68,7 +69,8 @@ class Capabilities:
     Attributes:
         continue_prefix: Generation can go on from a partial response, so several steps are possible.
         logprobs: Completions carry their log-probability under the sampled distribution.
-        score: Given token sequences can be scored.
+        score: Given token sequences can be scored under the sampled distribution.
+        full_support: Nothing beyond the given parameters truncates what is drawn, such as a top-k of the server's own.
         seed: Draws are determined by the seed.
         chat: Prompts may be chat messages.
     """
@@ -76,6 +78,7 @@ class Capabilities:
     continue_prefix: bool = True
     logprobs: bool = True
     score: bool = True
+    full_support: bool = True
     seed: bool = True
     chat: bool = True
 
@@ -89,12 +92,15 @@ class State:
     Attributes:
         text: The response so far, without the prompt.
         num_tokens: Tokens of the response so far.
+        token_ids: Those tokens, for `Backend.adopt`; of a masked-diffusion model the canvas, -1 where it is masked.
+            Empty where the backend does not know them.
         finished: Whether the response is complete, i.e. this is x_0.
         finish_reason: Why it is, once it is.
     """
 
     text: str = ""
     num_tokens: int = 0
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
     finish_reason: FinishReason | None = None
 
     @property
@@ -110,7 +116,10 @@ class Completion:
     Attributes:
         text: The whole response: the state's text and the rollout's.
         token_ids: Tokens of the rollout alone, with the end-of-sequence token where one was drawn.
+        positions: Where in the response each of them was put, in the order of drawing, by a masked-diffusion model;
+            empty for an autoregressive one.
         logprob: Log-probability (nats) of ``token_ids`` given the state under the sampled distribution, where known.
+            A masked-diffusion model's is given the positions too; those are drawn alike by all models of one schedule.
         finish_reason: Why it ended; ``error`` marks a failed draw.
         log_weight: Log of the number of draws that this completion stands for in its group (nats). Group
             rewards use it as vote weight.
@@ -119,6 +128,7 @@ class Completion:
 
     text: str
     token_ids: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
     logprob: float | None = None
     finish_reason: FinishReason = "stop"
     log_weight: float = 0.0
@@ -146,6 +156,11 @@ class Backend(Protocol):
     @property
     def capabilities(self) -> Capabilities:
         """What this backend can do."""
+        ...
+
+    @property
+    def tokenization(self) -> Tokenization | None:
+        """What tokens mean to this model, None where that is not known; equal ones can share token ids."""
         ...
 
     async def begin(self, prompt: Prompt, *, max_tokens: int, params: SamplingParams) -> State:
@@ -176,10 +191,25 @@ class Backend(Protocol):
         """
         ...
 
+    def adopt(self, state: State, others: Sequence[State]) -> list[State]:
+        """Return this backend's states for partial responses that another backend has drawn.
+
+        Both have the same `tokenization`. Nothing is computed yet; what is known of ``state`` is not computed again.
+
+        Args:
+            state: A state of this backend that all of ``others`` continue.
+            others: States of the other backend, with their ``token_ids``.
+
+        Raises:
+            BackendError: A state does not continue ``state``.
+        """
+        ...
+
     async def score(self, states: Sequence[State], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
         """Return log p_ref(token_ids | state) in nats for completions drawn elsewhere, per state.
 
-        A token outside of a truncated support gives minus infinity.
+        A token outside of a truncated support, or of the vocabulary, gives minus infinity. Only the completions' own
+        tokens count: not the prompt, not the state's.
         """
         ...
 

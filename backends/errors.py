@@ -11,6 +11,10 @@ class CapabilityError(BackendError):
     """The backend lacks something that the requested settings need, such as continuing a prefix."""
 
 
+class TokenizerMismatchError(CapabilityError):
+    """Two models cannot exchange tokens, because their tokenizers differ."""
+
+
 class UnknownModelError(BackendError, ValueError):
     """No backend answers to this model name."""
 

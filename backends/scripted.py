@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from backends.base import (
     Backend,
     BackendContext,
@@ -26,7 +28,8 @@ from backends.base import (
     check_prompt,
     row_seeds,
 )
-from backends.errors import BackendClosedError, BackendError, ContextLengthError
+from backends.errors import BackendClosedError, BackendError, CapabilityError, ContextLengthError
+from backends.sampled import sampled_log_probabilities
 from backends.text import cut, settled
 
 Responses = Mapping[str, float] | Sequence[str]
@@ -105,6 +108,10 @@ class ScriptedBackend(BackendContext):
         """What this backend claims to do."""
         return self._capabilities
 
+    @property
+    def tokenization(self) -> None:
+        """Unknown: words get ids as they come up, so no other backend shares them."""
+
     async def begin(self, prompt: Prompt, *, max_tokens: int, params: SamplingParams) -> State:
         """Return the empty response to a prompt; see `Backend.begin`."""
         if self._closed:
@@ -140,6 +147,10 @@ class ScriptedBackend(BackendContext):
             [self._complete(state, random.Random(row)) for row in row_seeds(seed, n, index)]
             for index, state in enumerate(states)
         ]
+
+    def adopt(self, state: State, others: Sequence[State]) -> list[State]:
+        """Refuse; see `tokenization`."""
+        raise CapabilityError("the scripted backend cannot go on from states of other backends")
 
     async def score(self, states: Sequence[State], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
         """Return the log-probabilities of completions; see `Backend.score`."""
@@ -241,20 +252,9 @@ def _find(state: _ScriptedState) -> _Node:
 def _sampled(weights: dict[str, float], params: SamplingParams) -> dict[str, float]:
     """Apply temperature, top-k and top-p to a distribution."""
     ranked = sorted(weights, key=lambda word: -weights[word])
-    if params.temperature == 0:
-        return {ranked[0]: 1.0}
-    powers = {word: (weights[word] / weights[ranked[0]]) ** (1 / params.temperature) for word in ranked}
-    kept = ranked[: params.top_k] if params.top_k else ranked
-    if params.top_p < 1:
-        mass, total, nucleus = 0.0, sum(powers[word] for word in kept), []
-        for word in kept:
-            if mass >= params.top_p * total:
-                break
-            nucleus.append(word)
-            mass += powers[word]
-        kept = nucleus
-    normaliser = sum(powers[word] for word in kept)
-    return {word: powers[word] / normaliser for word in kept}
+    logits = np.log(np.array([weights[word] for word in ranked]))
+    probabilities = np.exp(sampled_log_probabilities(logits, params)).tolist()
+    return {word: probability for word, probability in zip(ranked, probabilities, strict=True) if probability > 0}
 
 
 _: type[Backend] = ScriptedBackend

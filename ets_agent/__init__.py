@@ -13,6 +13,7 @@ from ets_agent.errors import ConfigError, RunningLoopError
 from ets_agent.results import (
     BlockCommitted,
     CandidatesWeighed,
+    Diagnostics,
     Event,
     Finished,
     Result,
@@ -31,6 +32,7 @@ __all__ = [
     "BlockCommitted",
     "CandidatesWeighed",
     "ConfigError",
+    "Diagnostics",
     "ETSConfig",
     "Event",
     "Finished",

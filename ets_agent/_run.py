@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from backends import Backend, Completion, Prompt, State
 from backends.base import row_seeds
-from ets_agent import energy
+from ets_agent import chains, energy
+from ets_agent._group import Group, Rollout
+from ets_agent._rollouts import ProposalRollouts, ReferenceRollouts, RolloutSource
+from ets_agent._trace import step_trace
 from ets_agent.config import ETSConfig
 from ets_agent.results import (
     BlockCommitted,
@@ -22,7 +24,6 @@ from ets_agent.results import (
     Event,
     Finished,
     Result,
-    RolloutTrace,
     StepStarted,
     StepTrace,
     Usage,
@@ -31,6 +32,9 @@ from ets_agent.results import (
 from rewards import Reward
 
 T = TypeVar("T")
+
+CERTAIN = 0.05
+"""With ``num_rollouts=(low, high)``, rollouts are added while `energy.selection_error` is above this."""
 
 
 class _DeadlineError(Exception):
@@ -46,23 +50,41 @@ class Run:
         config: Settings.
         prompt: Text or chat messages.
         seed: Seed of everything random in the run.
+        proposal: The model that draws the rollouts; by default the reference.
     """
 
-    def __init__(self, backend: Backend, reward: Reward, config: ETSConfig, prompt: Prompt, seed: int) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        reward: Reward,
+        config: ETSConfig,
+        prompt: Prompt,
+        seed: int,
+        *,
+        proposal: Backend | None = None,
+    ) -> None:
         """Nothing happens before `events` is iterated."""
         self._backend = backend
+        self._proposal = proposal
         self._reward = reward.session()
         self._config = config
         self._prompt = prompt
         self._seed = seed
+        self._source: RolloutSource = (
+            ReferenceRollouts(backend)
+            if proposal is None
+            else ProposalRollouts(backend, proposal, config.proposal_sampling)
+        )
         self._started = 0.0
         self._deadline: float | None = None
         self._candidate_tokens = 0
         self._rollout_tokens = 0
+        self._saved_tokens = 0.0
+        self._log_normalizer: tuple[float | None, float | None] = (None, None)
         self._steps: list[StepTrace] = []
         self._warnings: list[str] = []
-        self._state: State | None = None
-        self._best: tuple[Completion, float | None] | None = None
+        self._text = ""
+        self._best: Rollout | None = None
 
     async def events(self) -> AsyncGenerator[Event]:
         """Run to the end, or to the deadline, and yield what happens; the last event is `Finished`."""
@@ -79,104 +101,135 @@ class Run:
     async def _steps_taken(self) -> AsyncGenerator[Event]:
         config = self._config
         blocks = config.blocks
-        state = await self._within(
+        start = await self._within(
             self._backend.begin(self._prompt, max_tokens=config.max_tokens, params=config.sampling)
         )
-        reward: float | None = None
+        await self._within(self._source.begin(self._prompt, start, max_tokens=config.max_tokens))
+        states = [start] * config.num_chains
+        log_factors = np.zeros(config.num_chains)
         for index, block in enumerate(blocks):
-            self._state = state
             step = index + 1
-            yield StepStarted(step=step, num_steps=len(blocks), text=state.text)
+            yield StepStarted(step=step, num_steps=len(blocks), text=self._text)
             extend_seed, rollout_seed, choice_seed = row_seeds(self._seed, 3, index)
-            candidates = await self._within(
-                self._backend.extend(state, config.num_candidates, tokens=block, seed=extend_seed)
-            )
-            self._candidate_tokens += sum(candidate.num_tokens - state.num_tokens for candidate in candidates)
-            group = _Group(candidates)
-            await self._roll_out(group, rollout_seed)
-            warning = await self._judge(group)
-            if warning is not None:
-                self._warnings.append(warning)
-                yield Warned(step=step, message=warning)
+            group = await self._draw_candidates(states, block, extend_seed)
+            estimate, problems = await self._weigh(group, states, log_factors, rollout_seed)
+            if index == 0 and config.kl_coef > 0 and estimate.judged.any():
+                self._log_normalizer = energy.log_normalizer(estimate, group.source)
+            check = group.check_proposal() if self._proposal is not None else None
+            for message in [*problems, *([check.verdict] if check is not None and check.verdict is not None else [])]:
+                self._warnings.append(message)
+                yield Warned(step=step, message=message)
 
-            estimate = energy.estimate(group.rewards()[group.source], kl_coef=config.kl_coef)
-            chosen = energy.select(estimate.weights, np.random.default_rng(choice_seed))
-            trace = self._trace(step, state, group, estimate, chosen)
+            rng = np.random.default_rng(choice_seed)
+            pooled = chains.pool(estimate, group.owners, log_factors)
+            move = chains.advance(
+                estimate, pooled, group.owners, rng, chains=len(states), threshold=config.ess_threshold
+            )
+            texts, states = [state.text for state in states], [group.states[place] for place in move.chosen]
+            log_factors = move.log_factors
+            over = all(state.finished for state in states)
+            # While chains go on, the heaviest one stands for all of them; at the end one of their answers is drawn.
+            chain = energy.select(move.weights, rng) if over and len(states) > 1 else int(move.weights.argmax())
+            chosen = move.chosen[chain]
+            trace = step_trace(
+                step,
+                group,
+                texts=texts,
+                estimate=pooled,
+                move=move,
+                chosen=chosen,
+                check=check,
+                answer=self._answer,
+            )
             self._steps.append(trace)
-            self._best = group.best(estimate, chosen) or self._best
+            self._best = group.best(pooled, chosen) or self._best
             yield CandidatesWeighed(trace=trace)
 
-            delta = trace.candidates[chosen]
-            state = candidates[chosen]
-            yield BlockCommitted(step=step, delta=delta, text=state.text)
-            if state.finished:
-                reward = group.scores[group.source[chosen]][0]
+            committed = states[chain].text if over else _common_beginning([state.text for state in states])
+            delta, self._text = committed[len(self._text) :], committed
+            yield BlockCommitted(step=step, delta=delta, text=committed)
+            if over:
+                yield Finished(result=self._finished(states[chain], group.candidates[group.source[chosen]].rollouts[0]))
+                return
+            self._source.keep(states)
+            del group  # With the states, the backend's caches of what was not chosen go.
+        raise AssertionError("the last block uses up the budget, which finishes every response")
+
+    async def _draw_candidates(self, states: Sequence[State], block: int, seed: int) -> Group:
+        """Draw M successors of every chain's state; a finished chain stays as it is, once."""
+        seeds = [seed, *row_seeds(seed, len(states) - 1)]  # The first chain's is that of a run with one chain.
+        counts = [1 if state.finished else self._config.num_candidates for state in states]
+        calls = [
+            self._backend.extend(state, count, tokens=block, seed=own_seed)
+            for state, count, own_seed in zip(states, counts, seeds, strict=True)
+        ]
+        drawn = await self._within(_all_of(calls))
+        owners = [chain for chain, candidates in enumerate(drawn) for _ in candidates]
+        candidates = [candidate for group in drawn for candidate in group]
+        self._candidate_tokens += sum(
+            candidate.num_tokens - states[chain].num_tokens for candidate, chain in zip(candidates, owners, strict=True)
+        )
+        return Group(candidates, owners, share=self._config.share_rollouts)
+
+    async def _weigh(
+        self, group: Group, states: Sequence[State], log_factors: energy.Floats, seed: int
+    ) -> tuple[energy.Estimate, list[str]]:
+        """Roll out, judge and estimate, in rounds while the selection is uncertain; return also what went wrong.
+
+        Every unfinished candidate gets as many rollouts as any other, and whether there is another round is decided on
+        all of them together. A candidate that got more or less by its own luck would have a biased energy.
+        """
+        config, counts = self._config, self._config.rollout_rounds
+        seeds = [seed, *row_seeds(seed, len(counts) - 1)]
+        problems: list[str] = []
+        self._reward.begin_step()
+        for number, count in enumerate(counts):
+            if group.unfinished:
+                await self._roll_out(group, states, count, seeds[number])
+            problems += [problem for problem in await self._judge(group) if problem not in problems]
+            estimate = group.estimate(kl_coef=config.kl_coef, estimator=config.estimator)
+            if number + 1 == len(counts) or not group.unfinished:
                 break
-            del candidates, group  # With the states, the backend's caches of what was not chosen go.
-        completion = Completion(text=state.text, finish_reason=state.finish_reason or "length")
-        yield Finished(result=self._result(completion, reward, "stop" if state.finish_reason == "stop" else "length"))
+            pooled = chains.pool(estimate, group.owners, log_factors)
+            if energy.selection_error(pooled, group.source) <= CERTAIN:
+                break
+        for candidate in group.unfinished:
+            cost = 1 if self._proposal is None else 2  # Every token of a proposal is scored, too.
+            tokens = sum(len(rollout.completion.token_ids) for rollout in candidate.rollouts)
+            self._saved_tokens += cost * tokens * (sum(counts) / len(candidate.rollouts) - 1)
+        return estimate, problems
 
-    async def _roll_out(self, group: _Group, seed: int) -> None:
-        """Give every distinct candidate its complete responses; a finished one is its own."""
-        unfinished = [index for index, state in enumerate(group.distinct) if not state.finished]
-        if unfinished:
-            states = [group.distinct[index] for index in unfinished]
-            drawn = await self._within(self._backend.rollout(states, self._config.num_rollouts, seed=seed))
-            for index, completions in zip(unfinished, drawn, strict=True):
-                group.completions[index] = completions
-                self._rollout_tokens += sum(len(completion.token_ids) for completion in completions)
+    async def _roll_out(self, group: Group, states: Sequence[State], count: int, seed: int) -> None:
+        before = {id(rollout) for rollout in group.rollouts}
+        await self._within(self._source.draw(group.unfinished, states, count, seed=seed))
+        self._rollout_tokens += sum(
+            len(rollout.completion.token_ids) for rollout in group.rollouts if id(rollout) not in before
+        )
 
-    async def _judge(self, group: _Group) -> str | None:
+    async def _judge(self, group: Group) -> list[str]:
         """Score all complete responses of the step in one call; return what went wrong, if anything did.
 
         A reward that fails gives no verdict: its completions are dropped from the estimate, never scored 0.
         """
-        entries = group.votes(self._config.num_rollouts)
-        usable = [(index, k, completion) for index, k, completion in entries if completion.finish_reason != "error"]
-        failed = len(entries) - len(usable)
-        problems = [f"{failed} of {len(entries)} rollouts failed and were left out"] if failed else []
-        if usable:
+        rollouts = list(group.rollouts)
+        failed = sum(rollout.failed for rollout in rollouts)
+        problems = [f"{failed} of {len(rollouts)} rollouts failed and were left out"] if failed else []
+        entries = group.votes(self._config.estimator)
+        if self._reward.pointwise:  # A verdict holds whatever else is in the group.
+            entries = list({id(rollout): (rollout, c) for rollout, c in entries if not rollout.judged}.values())
+        if entries:
             try:
-                scores = await self._within(
-                    self._reward.score(self._prompt, [completion for _, _, completion in usable])
-                )
-                _check_scores(scores, len(usable))
+                scores = await self._within(self._reward.score(self._prompt, [completion for _, completion in entries]))
+                _check_scores(scores, len(entries))
             except _DeadlineError:
                 raise
             except Exception as error:  # A reward is foreign code; whatever it raises costs its verdict, not the run.
                 name = self._reward.name or type(self._reward).__name__
                 problems.append(f"reward {name} failed, its verdicts were left out: {type(error).__name__}: {error}")
             else:
-                for (index, k, _), score in zip(usable, scores, strict=True):
-                    group.scores[index][k] = score
-        return "; ".join(problems) or None
-
-    def _trace(self, step: int, state: State, group: _Group, estimate: energy.Estimate, chosen: int) -> StepTrace:
-        rollouts = [
-            [
-                RolloutTrace(
-                    text=completion.text,
-                    answer=self._answer(completion),
-                    reward=score,
-                    logprob=completion.logprob,
-                    finish_reason=completion.finish_reason,
-                )
-                for completion, score in zip(completions, scores, strict=True)
-            ]
-            for completions, scores in zip(group.completions, group.scores, strict=True)
-        ]
-        return StepTrace(
-            step=step,
-            candidates=[candidate.text[len(state.text) :] for candidate in group.candidates],
-            finished=[candidate.finished for candidate in group.candidates],
-            log_energies=estimate.log_energies.tolist(),
-            weights=estimate.weights.tolist(),
-            ess=estimate.ess,
-            chosen=chosen,
-            rollouts=[rollouts[index] for index in group.source],
-            fallback=estimate.fallback,
-            dropped=sum(score is None for scores in group.scores for score in scores),
-        )
+                for (rollout, _), score in zip(entries, scores, strict=True):
+                    rollout.reward, rollout.judged = score, True
+        return problems
 
     def _answer(self, completion: Completion) -> str | None:
         """Ask the reward for the final answer; what it cannot read is no answer."""
@@ -189,16 +242,19 @@ class Run:
             return None
         return answer if answer is None else str(answer)
 
+    def _finished(self, state: State, rollout: Rollout) -> Result:
+        return self._result(rollout.completion, rollout.reward, "stop" if state.finish_reason == "stop" else "length")
+
     def _cut_short(self) -> Result:
         """Return the last choice's best-weighted complete answer; the committed text where there is none yet."""
         if self._best is None:
-            text = self._state.text if self._state is not None else ""
-            return self._result(Completion(text=text, finish_reason="length"), None, "timeout")
-        return self._result(*self._best, "timeout")
+            return self._result(Completion(text=self._text, finish_reason="length"), None, "timeout")
+        return self._result(self._best.completion, self._best.reward, "timeout")
 
     def _result(
         self, completion: Completion, reward: float | None, finish_reason: Literal["stop", "length", "timeout"]
     ) -> Result:
+        log_normalizer, log_normalizer_error = self._log_normalizer
         return Result(
             text=completion.text,
             answer=self._answer(completion),
@@ -208,10 +264,15 @@ class Run:
             usage=Usage(
                 candidate_tokens=self._candidate_tokens,
                 rollout_tokens=self._rollout_tokens,
+                scoring_tokens=self._source.scored_tokens,
+                saved_tokens=round(self._saved_tokens),
                 seconds=time.monotonic() - self._started,
             ),
             seed=self._seed,
+            log_normalizer=log_normalizer,
+            log_normalizer_error=log_normalizer_error,
             model=self._backend.name,
+            proposal=None if self._proposal is None else self._proposal.name,
             config=self._config,
             warnings=self._warnings,
         )
@@ -228,65 +289,23 @@ class Run:
             raise
 
 
-class _Group:
-    """The candidates of one step; identical ones share rollouts, and count as often as they were drawn."""
+async def _all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await calls at the same time; the first one to fail ends the others, and is what is raised."""
+    if len(calls) == 1:
+        return [await calls[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
-    def __init__(self, candidates: Sequence[State]) -> None:
-        self.candidates = candidates
-        places: dict[State, int] = {}
-        self.source = [places.setdefault(candidate, len(places)) for candidate in candidates]
-        self.distinct = list(places)
-        counts = Counter(self.source)
-        self.multiplicity = [counts[index] for index in range(len(self.distinct))]
-        self.completions: list[list[Completion]] = [
-            [Completion(text=state.text, finish_reason=state.finish_reason)] if state.finish_reason else []
-            for state in self.distinct
-        ]
-        self._scores: list[list[float | None]] | None = None
 
-    @property
-    def scores(self) -> list[list[float | None]]:
-        """Rewards of `completions`; None until there is a verdict."""
-        if self._scores is None:
-            self._scores = [[None] * len(completions) for completions in self.completions]
-        return self._scores
-
-    def votes(self, num_rollouts: int) -> list[tuple[int, int, Completion]]:
-        """Return what the reward gets to see: (distinct candidate, rollout, completion) per draw.
-
-        Every draw of a candidate has the same mass in the group. A finished one appears as often as it was drawn, with
-        the weight of K rollouts each time; the rollouts of an unfinished one weigh as many draws as it has.
-        """
-        entries = []
-        for index, (state, completions, count) in enumerate(
-            zip(self.distinct, self.completions, self.multiplicity, strict=True)
-        ):
-            if state.finished:
-                entries += [(index, 0, completions[0].weighted(math.log(num_rollouts)))] * count
-            else:
-                entries += [
-                    (index, k, completion.weighted(math.log(count))) for k, completion in enumerate(completions)
-                ]
-        return entries
-
-    def rewards(self) -> energy.Floats:
-        """Return the rewards of the distinct candidates as an array (candidates, K), NaN where there is none."""
-        width = max(1, *(len(scores) for scores in self.scores))
-        rows = [
-            [math.nan if score is None else score for score in scores] + [math.nan] * (width - len(scores))
-            for scores in self.scores
-        ]
-        return np.array(rows, dtype=np.float64)
-
-    def best(self, estimate: energy.Estimate, chosen: int) -> tuple[Completion, float | None] | None:
-        """Return the chosen candidate's complete response with the largest share of the weight, and its reward."""
-        index = self.source[chosen]
-        drawn = zip(estimate.shares[chosen].tolist(), self.completions[index], self.scores[index], strict=False)
-        usable = [entry for entry in drawn if entry[1].finish_reason != "error"]
-        if not usable:
-            return None
-        _, completion, score = max(usable, key=lambda entry: entry[0])
-        return completion, score
+def _common_beginning(texts: Sequence[str]) -> str:
+    """Return the longest text with which all of them begin."""
+    first, last = min(texts), max(texts)  # All others stand between these two, and so begin alike.
+    same = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return first[: next(same, len(first))]
 
 
 def _check_scores(scores: Sequence[float | None], expected: int) -> None:

@@ -5,9 +5,19 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from backends import SamplingParams
+from ets_agent.energy import Estimator
 from ets_agent.errors import ConfigError
 
 DEFAULT_NUM_STEPS = 4
@@ -20,8 +30,22 @@ def _as_tuple(value: Any) -> Any:
 StopStrings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
 
 
+def _check_rollouts(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Say what is allowed in one sentence, where pydantic would report each member of the union."""
+    try:
+        found: int | tuple[int, int] = check(value)
+    except ValidationError:
+        found = 0
+    if min(found if isinstance(found, tuple) else (found,)) < 1 or (isinstance(found, tuple) and found[0] > found[1]):
+        raise ValueError("allowed: a number of at least 1, or (low, high), at least 1 and in this order")
+    return found
+
+
+Rollouts = Annotated[int | tuple[int, int], WrapValidator(_check_rollouts)]
+
+
 class ETSConfig(BaseModel):
-    """Settings of ETS (Algorithm 1 of the paper), by the field's names.
+    """Settings of ETS (Algorithms 1 and 2 of the paper), by the field's names.
 
     ``num_steps`` or ``block_size`` divides the token budget into steps; giving neither means four steps. Defaults are
     for interactive use; the paper ran 15 candidates and 3 rollouts.
@@ -31,20 +55,31 @@ class ETSConfig(BaseModel):
 
     num_candidates: int = Field(default=8, ge=1)
     """M: candidate continuations per step."""
-    num_rollouts: int = Field(default=4, ge=1)
-    """K: rollouts per candidate, from which its energy is estimated."""
+    num_rollouts: Rollouts = 4
+    """K: rollouts per candidate, from which its energy is estimated; (low, high) begins with low and adds more only
+    while the selection is uncertain."""
     num_steps: int | None = Field(default=None, ge=1)
     """I: steps, of nearly equal length in tokens; 1 with kl_coef = 0 is Best-of-N."""
     block_size: int | None = Field(default=None, ge=1)
     """B: tokens per step, instead of num_steps."""
     kl_coef: float = Field(default=0.1, ge=0)
     """λ: small trusts the reward, large stays close to the model; 0 is the limit of the best rollouts only."""
+    num_chains: int = Field(default=1, ge=1)
+    """N: chains that run together, their candidates weighed against each other; one of their answers is drawn."""
+    ess_threshold: float = Field(default=0.5, ge=0, le=1)
+    """Several chains are resampled when the effective sample size of their weights falls below this share of N."""
+    estimator: Estimator = "unbiased"
+    """How importance weights of a proposal's rollouts enter: unbiased, truncated or self_normalized."""
+    share_rollouts: bool = True
+    """Identical candidates share their rollouts; False draws K for each copy, as in the paper, for more tokens."""
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature of candidates and rollouts."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling: keep the smallest set of tokens with this probability."""
     top_k: int = Field(default=0, ge=0)
     """Keep this many most probable tokens; 0 keeps all."""
+    proposal_temperature: float | None = Field(default=None, gt=0)
+    """Temperature at which a proposal samples, untruncated; without it, it samples as the reference does."""
     max_tokens: int = Field(default=512, ge=1)
     """Budget of the response, in tokens."""
     stop: StopStrings = ()
@@ -59,7 +94,7 @@ class ETSConfig(BaseModel):
     def _refuse_truth_values(cls, values: Any) -> Any:
         """True would pass as 1; whoever wrote it meant something else."""
         for name, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool):
+            if isinstance(value, bool) and name != "share_rollouts":
                 raise ValueError(f"{name} is {value}; allowed: a number")
         return values
 
@@ -92,6 +127,24 @@ class ETSConfig(BaseModel):
     def sampling(self) -> SamplingParams:
         """The part of the settings that defines p_ref."""
         return SamplingParams(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, stop=self.stop)
+
+    @property
+    def proposal_sampling(self) -> SamplingParams:
+        """What a proposal samples with: the temperature of its own without truncation, else as the reference."""
+        if self.proposal_temperature is None:
+            return self.sampling
+        return SamplingParams(temperature=self.proposal_temperature, stop=self.stop)
+
+    @property
+    def rollout_rounds(self) -> list[int]:
+        """Rollouts per candidate to draw in each round; each round doubles what is there, up to the limit."""
+        if not isinstance(self.num_rollouts, tuple):
+            return [self.num_rollouts]
+        low, high = self.num_rollouts
+        totals = [low]
+        while totals[-1] < high:
+            totals.append(min(2 * totals[-1], high))
+        return [low, *(more - fewer for fewer, more in pairwise(totals))]
 
     @classmethod
     def build(cls, **settings: Any) -> ETSConfig:
@@ -131,6 +184,7 @@ def _explain(error: ValidationError) -> str:
         elif not where:
             lines.append(problem["msg"].removeprefix("Value error, "))
         else:
-            allowed = problem["msg"][0].lower() + problem["msg"][1:]
+            message = problem["msg"].removeprefix("Value error, ")
+            allowed = message[0].lower() + message[1:]
             lines.append(f"{where} is {problem['input']!r}: {allowed}")
     return "; ".join(lines)

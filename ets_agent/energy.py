@@ -5,8 +5,11 @@ Pure numpy: no I/O, no model, no asyncio. Formulas: Algorithms 1 and 2 of arXiv 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +18,9 @@ Floats = NDArray[np.float64]
 
 Fallback = Literal["equal_rewards", "zero_energies", "no_verdict"]
 """Why weights are uniform: all rewards are equal; every energy is zero; no rollout has a verdict."""
+
+Estimator = Literal["unbiased", "truncated", "self_normalized"]
+"""How importance weights ρ enter a candidate's energy; see `importance_log_weights`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +32,18 @@ class Estimate:
             logs of the share of the largest reward, which is all that is left of them in the limit.
         weights: Self-normalised weights, shape (M,); they sum to 1.
         shares: What each rollout contributes to its candidate's weight, shape (M, K); rows sum to the weights.
+        errors: Standard error of each energy, in the unit of the weights, shape (M,). The variance of a candidate's
+            rollouts is blended with that of all rollouts, which counts as one more of them: a few equal rewards are no
+            proof that there is no other.
+        judged: Whether the candidate has a verdict at all, shape (M,).
         fallback: Why the weights are uniform, where they had to be.
     """
 
     log_energies: Floats
     weights: Floats
     shares: Floats
+    errors: Floats
+    judged: NDArray[np.bool_]
     fallback: Fallback | None = None
 
     @property
@@ -39,18 +51,47 @@ class Estimate:
         """Effective sample size of the weights."""
         return effective_sample_size(self.weights)
 
+    @property
+    def log_energy_errors(self) -> Floats:
+        """Standard errors of the log-energies by the delta method, shape (M,); infinite where there is no weight."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            errors: Floats = np.where(self.weights > 0, self.errors / self.weights, np.inf)
+        return errors
 
-def estimate(rewards: Floats, *, kl_coef: float, log_ratios: Floats | None = None) -> Estimate:
+    def reweighted(self, log_factors: Floats) -> Estimate:
+        """Return the same energies with each candidate's weight multiplied by a factor and normalised again.
+
+        Args:
+            log_factors: Finite, shape (M,).
+        """
+        with np.errstate(divide="ignore"):
+            logs = np.log(self.weights) + log_factors
+        weights = self_normalised(logs)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scale = np.where(self.weights > 0, weights / self.weights, np.exp(log_factors - log_sum_exp(logs, axis=0)))
+        return replace(self, weights=weights, shares=self.shares * scale[:, None], errors=self.errors * scale)
+
+
+def estimate(
+    rewards: Floats,
+    *,
+    kl_coef: float,
+    log_ratios: Floats | None = None,
+    estimator: Estimator = "unbiased",
+    exact: NDArray[np.bool_] | None = None,
+) -> Estimate:
     """Estimate each candidate's energy E[exp(r / λ)] from its rollouts and weigh the candidates.
 
-    log Ê_m = logsumexp_k(log ρ_mk + r_mk / λ) - log K_m over the K_m rollouts that have a verdict. A finished candidate
-    is one rollout: its reward gives the energy exactly. For λ = 0 the exact limit: only rollouts with the largest
-    reward count, in proportion to their importance weights.
+    log Ê_m = logsumexp_k(log w_mk + r_mk / λ) - log K_m over the K_m rollouts that have a verdict, with the importance
+    weights w of `importance_log_weights`. A finished candidate is one rollout: its reward gives the energy exactly. For
+    λ = 0 the exact limit: only rollouts with the largest reward count, in proportion to their importance weights.
 
     Args:
         rewards: Shape (M, K); NaN where there is no verdict or no rollout, minus infinity allowed.
         kl_coef: λ ≥ 0.
         log_ratios: log ρ (nats), shape (M, K), where the rollouts come from a proposal; minus infinity allowed.
+        estimator: How ρ enters.
+        exact: Candidates that are finished, shape (M,); their energies have no error.
 
     Raises:
         ValueError: Something is out of range; that is the caller's mistake.
@@ -71,32 +112,109 @@ def estimate(rewards: Floats, *, kl_coef: float, log_ratios: Floats | None = Non
 
     counts = judged.sum(axis=1)
     if not counts.any():
-        return _uniform(np.zeros(len(rewards)), np.ones_like(judged), "no_verdict")
-    top, bottom = rewards[judged].max(), rewards[judged].min()
-    if top == bottom:
-        if np.isneginf(top):
-            return _uniform(np.full(len(rewards), -np.inf), judged, "zero_energies")
-        # Whatever the ratios are, E[ρ] = 1: the energies are known to be equal, and noise in ρ must not choose.
-        return _uniform(np.where(counts > 0, _scale(top, kl_coef), -np.inf), judged, "equal_rewards")
-
-    supported = judged & ~np.isneginf(ratios) & ~np.isneginf(rewards)
+        return _fall_back("no_verdict", judged, np.zeros(len(rewards)))
+    log_weights = importance_log_weights(ratios, judged, estimator)
+    supported = judged & ~np.isneginf(log_weights) & ~np.isneginf(rewards)
     if not supported.any():
-        return _uniform(np.full(len(rewards), -np.inf), judged, "zero_energies")
+        return _fall_back("zero_energies", judged, np.full(len(rewards), -np.inf))
     # Subtracting the largest reward before dividing keeps every exponent at or below 0, for any λ.
     largest = rewards[supported].max()
     exponents = np.full_like(rewards, -np.inf)
     with np.errstate(over="ignore"):  # Differences beyond the float range are -inf, which is their right weight: 0.
         gaps = rewards[supported] - largest
-        exponents[supported] = ratios[supported] + (
+        exponents[supported] = log_weights[supported] + (
             np.where(gaps == 0, 0.0, -np.inf) if kl_coef == 0 else gaps / kl_coef
         )
     exponents -= np.log(np.maximum(counts, 1))[:, None]
     shifted = log_sum_exp(exponents, axis=1)
-    shares = self_normalised(exponents.ravel()).reshape(rewards.shape)
     alive = ~np.isneginf(shifted)
     log_energies = np.full_like(shifted, -np.inf)
     log_energies[alive] = shifted[alive] + _scale(largest, kl_coef)
-    return Estimate(log_energies, shares.sum(axis=1), shares)
+
+    shares = self_normalised(exponents.ravel()).reshape(rewards.shape)
+    weights = shares.sum(axis=1)
+    noisy = judged if exact is None else judged & ~exact[:, None]
+    drift = np.exp(log_weights) if estimator == "self_normalized" else np.ones_like(shares)
+    errors = _standard_errors(shares * counts[:, None], weights, drift, noisy)
+    found = Estimate(log_energies, weights, shares, errors, counts > 0)
+    if rewards[judged].min() == rewards[judged].max():
+        # Whatever the ratios are, E[ρ] = 1: the energies are known to be equal, and noise in ρ must not choose.
+        return _fall_back("equal_rewards", judged, log_energies, found.log_energy_errors)
+    return found
+
+
+def importance_log_weights(log_ratios: Floats, used: NDArray[np.bool_], estimator: Estimator) -> Floats:
+    """Return the log-weights w with which rollouts from a proposal enter their candidate's mean, shape (M, K).
+
+    - ``unbiased``: w = ρ, the paper's estimator.
+    - ``truncated``: w = min(ρ, √K_m) over K_m rollouts in use. The cap grows with the number of draws, so the estimate
+      stays consistent, and its variance is bounded (E. L. Ionides, "Truncated importance sampling", JCGS 17, 2008,
+      with the mean weight known to be 1).
+    - ``self_normalized``: w = ρ / mean ρ, a ratio of means: consistent, with a bias of order 1 / K.
+
+    Args:
+        log_ratios: log ρ (nats), shape (M, K).
+        used: The rollouts that count, shape (M, K).
+        estimator: One of the above.
+
+    Raises:
+        ValueError: There is no such estimator.
+    """
+    log_counts = np.log(np.maximum(used.sum(axis=1, keepdims=True), 1))
+    if estimator == "unbiased":
+        return log_ratios
+    if estimator == "truncated":
+        capped: Floats = np.minimum(log_ratios, log_counts / 2)
+        return capped
+    if estimator == "self_normalized":
+        totals = log_sum_exp(np.where(used, log_ratios, -np.inf), axis=1)[:, None]
+        # A candidate none of whose rollouts is possible under the reference keeps its weights of zero.
+        shifts: Floats = log_counts - np.where(np.isneginf(totals), 0.0, totals)
+        return log_ratios + shifts
+    raise ValueError(f"estimator is {estimator!r}; allowed: {', '.join(get_args(Estimator))}")
+
+
+def log_normalizer(estimate: Estimate, source: Sequence[int]) -> tuple[float, float | None]:
+    """Estimate log E_ref[exp(r / λ)], the log normaliser of the optimal policy, from one step's candidates.
+
+    It is the log of the mean of the candidates' energies, which is unbiased before the logarithm where each of them is.
+
+    Args:
+        estimate: Energies of candidates that were all drawn from p_ref, given the same state.
+        source: Per candidate the number of its rollouts' set; candidates of one number share rollouts.
+
+    Returns:
+        The estimate (nats) and its standard error, None where a single candidate does not tell.
+    """
+    count = int(estimate.judged.sum())
+    total = log_sum_exp(estimate.log_energies, axis=0)
+    if count == 0:
+        return math.nan, None
+    value = float(total - math.log(count))
+    if count == 1 or not math.isfinite(total):
+        return value, None
+    ratios = count * self_normalised(estimate.log_energies)[estimate.judged]
+    variance = float(ratios.var(ddof=1)) / count
+    # Candidates that share rollouts share their error too, which the spread of the energies does not show.
+    for place, copies in Counter(source).items():
+        error = estimate.errors[source.index(place)]
+        variance += (copies * copies - copies) * error * error
+    return value, math.sqrt(variance)
+
+
+def selection_error(estimate: Estimate, source: Sequence[int]) -> float:
+    """Return how far the noise of the rollouts moves the selection, between 0 and 1.
+
+    It is the expected total-variation distance between the weights and those that exact energies would give, to first
+    order in the standard errors, with candidates of one ``source`` moving together. Without any usable verdict it is 1.
+    """
+    if estimate.fallback is not None:
+        return 0.0 if estimate.fallback == "equal_rewards" else 1.0
+    weights = np.bincount(source, estimate.weights)
+    errors = np.bincount(source, estimate.errors)
+    squared = np.square(errors)
+    spread = np.square(1 - weights) * squared + np.square(weights) * (squared.sum() - squared)
+    return min(1.0, 0.5 * math.sqrt(2 / math.pi) * float(np.sqrt(spread).sum()))
 
 
 def importance_log_ratios(reference: Floats, proposal: Floats) -> Floats:
@@ -145,12 +263,36 @@ def select(weights: Floats, rng: np.random.Generator) -> int:
     return int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
 
 
-def _uniform(log_energies: Floats, used: NDArray[np.bool_], reason: Fallback) -> Estimate:
-    """Weigh all candidates alike that have any rollout in use, and a candidate's rollouts alike."""
+def _fall_back(
+    reason: Fallback, judged: NDArray[np.bool_], log_energies: Floats, log_energy_errors: Floats | float = np.inf
+) -> Estimate:
+    """Weigh all candidates alike that have a verdict, or all where none has, and a candidate's rollouts alike."""
+    used = judged if judged.any() else np.ones_like(judged)
     counts = used.sum(axis=1)
     weights = (counts > 0) / (counts > 0).sum()
     shares = used * (weights / np.maximum(counts, 1))[:, None]
-    return Estimate(log_energies, weights, shares, reason)
+    errors = np.where(weights > 0, log_energy_errors, 0.0) * np.where(weights > 0, weights, 1.0)
+    return Estimate(log_energies, weights, shares, errors, np.any(judged, axis=1), reason)
+
+
+def _standard_errors(values: Floats, means: Floats, drift: Floats, noisy: NDArray[np.bool_]) -> Floats:
+    """Return the standard errors of row means, each row's variance blended with that of all rows.
+
+    Args:
+        values: One value per rollout, shape (M, K); ``means`` are those of the rows.
+        means: Shape (M,).
+        drift: By how much of its row's mean each value moves with that mean: 1, or the normalised weight in a ratio.
+        noisy: The values that count.
+    """
+    counts = noisy.sum(axis=1)
+    total = counts.sum()
+    if total == 0:
+        return np.zeros(len(means))
+    within = np.where(noisy, np.square(values - drift * means[:, None]), 0.0).sum(axis=1)
+    centre = values[noisy].sum() / total
+    overall = np.square(values - drift * centre)[noisy].sum() / max(1, total - 1)
+    variance = (within + overall) / np.maximum(counts, 1)
+    return np.where(counts > 0, np.sqrt(variance / np.maximum(counts, 1)), 0.0)
 
 
 def _scale(reward: float, kl_coef: float) -> float:

@@ -27,13 +27,34 @@ class RolloutTrace(_Record):
     reward: float | None
     """r(y, x_0); None where there was no verdict."""
     logprob: float | None
-    """Log-probability of the rollout's own tokens (nats)."""
+    """Log-probability of the rollout's own tokens under the model that drew it (nats)."""
+    log_ratio: float | None = None
+    """log ρ: how much more probable they are under the reference (nats); None where the reference drew them."""
     finish_reason: FinishReason
     """Why it ended; ``error`` marks a failed draw, which was left out."""
 
 
+class Diagnostics(_Record):
+    """How far a step's weights can be trusted."""
+
+    rollout_ess: float
+    """Effective sample size of the rollouts: how many of them carry the weight."""
+    largest_share: float
+    """Largest share of the weight that a single rollout carries, 0 to 1."""
+    selection_error: float
+    """Expected total-variation distance, from the rollouts' noise, to the selection with exact energies; 0 to 1."""
+    ratio_ess: float | None = None
+    """Effective sample size of the importance weights of a proposal's rollouts; None without any."""
+    num_ratios: int = 0
+    """Rollouts that have an importance weight: the most that ``ratio_ess`` can be."""
+    pareto_k: float | None = None
+    """Shape of the upper tail of the importance weights; None for less than 25 of them."""
+    verdict: str | None = None
+    """What is wrong with the proposal, in words; None if nothing is."""
+
+
 class StepTrace(_Record):
-    """One step of ETS. Lists over candidates have length M and one order."""
+    """One step of ETS. Lists over candidates have one order, and length M, or that of all chains together."""
 
     step: int
     """Number of the step, from 1."""
@@ -43,12 +64,25 @@ class StepTrace(_Record):
     """Whether the candidate is a complete response, whose energy is known exactly."""
     log_energies: list[float]
     """Estimates of log E[exp(r / λ)] (nats, up to a constant of the step where λ = 0)."""
+    log_energy_errors: list[float | None]
+    """Their standard errors (nats): 0 for a finished candidate, None where the energy is zero or unknown."""
     weights: list[float]
     """Self-normalised weights; they sum to 1."""
     ess: float
-    """Effective sample size of the weights, 1 to M."""
+    """Effective sample size of the weights, 1 to their number."""
     chosen: int
-    """Index of the candidate that was drawn."""
+    """Index of the candidate that was drawn; with several chains, the one of the heaviest chain, and at the end that
+    of the chain whose answer was drawn."""
+    chains: list[int] = []
+    """Number of the chain, from 0, that each candidate continues."""
+    kept: list[int] = []
+    """Index of the candidate that each chain goes on from."""
+    resampled: bool = False
+    """Whether the chains were drawn anew from all candidates; otherwise each went on with one of its own."""
+    num_rollouts: int = 0
+    """Rollouts that were drawn for each unfinished candidate."""
+    diagnostics: Diagnostics
+    """How far the weights can be trusted."""
     rollouts: list[list[RolloutTrace]]
     """The responses behind each estimate; a finished candidate's is itself."""
     fallback: Fallback | None = None
@@ -63,9 +97,12 @@ class Usage(_Record):
     candidate_tokens: int = 0
     """Tokens drawn as candidates."""
     rollout_tokens: int = 0
-    """Tokens drawn as rollouts."""
+    """Tokens drawn as rollouts, by the proposal where there is one."""
     scoring_tokens: int = 0
-    """Tokens scored without being drawn (importance weights)."""
+    """Tokens of a proposal's rollouts that the reference scored (importance weights)."""
+    saved_tokens: int = 0
+    """Tokens that the rollouts left out by ``num_rollouts=(low, high)`` would have cost, scoring included: their number
+    times the mean of those that were drawn for the same candidate. Not part of the total."""
     seconds: float = 0.0
     """Wall time of the run."""
 
@@ -92,8 +129,14 @@ class Result(_Record):
     """Tokens and seconds."""
     seed: int
     """The same seed, settings and model give the same response, where the backend can seed."""
+    log_normalizer: float | None = None
+    """Estimate of log E_ref[exp(r / λ)] (nats) from the first step; None for λ = 0 and where nothing was judged."""
+    log_normalizer_error: float | None = None
+    """Its standard error (nats), where one can be given."""
     model: str
     """Name of the reference model."""
+    proposal: str | None = None
+    """Name of the model that drew the rollouts, where it is another."""
     config: ETSConfig
     """The settings of the run."""
     warnings: list[str] = []

@@ -13,6 +13,7 @@ import backends
 import rewards
 from backends import Backend, CapabilityError, Prompt
 from backends.base import row_seeds
+from ets_agent._proposal import check_proposal_settings, check_same_tokens
 from ets_agent._run import Run
 from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError, RunningLoopError
@@ -26,24 +27,26 @@ class ETS:
     """Energy-Guided Test-Time Scaling: samples from p*(x | y) ∝ p_ref(x | y) · exp(r(y, x) / λ), without training.
 
     Algorithm 1 of arXiv 2601.21484: in each of I steps draw M candidate blocks from the model, estimate each one's
-    energy E[exp(r / λ)] from K rollouts, and draw one by self-normalised weights.
+    energy E[exp(r / λ)] from K rollouts, and draw one by self-normalised weights. With a proposal, Algorithm 2
+    (ETS-IS): the rollouts come from the cheaper model and count with importance weights.
 
         ets = ETS("tiny/qwen3", "self_consistency", num_candidates=8, num_rollouts=4, max_tokens=64)
         result = await ets.complete("Ada has 12 apples. …")
 
-    One object serves any number of concurrent calls. It closes a backend that it loaded itself, by name, in `aclose`
+    One object serves any number of concurrent calls. It closes backends that it loaded itself, by name, in `aclose`
     or at the end of ``async with``; a backend handed to it stays open.
 
     Args:
         backend: The reference model, or its name for `backends.load`.
         reward: The reward, or its specification for `rewards.build`.
-        proposal: A cheaper model for the rollouts (ETS-IS); not available yet, must be None.
+        proposal: A cheaper model for the rollouts, or its name; it must have the reference's tokenizer.
         config: Settings as one object, instead of or beneath ``settings``.
         **settings: Fields of `ETSConfig`.
 
     Raises:
         ConfigError: A setting is out of range; the message says what is allowed.
-        backends.BackendError: The model cannot be loaded, or cannot do what the settings need.
+        backends.BackendError: A model cannot be loaded, or cannot do what the settings need.
+        backends.TokenizerMismatchError: Reference and proposal do not have the same tokens.
         rewards.RewardError: There is no such reward.
     """
 
@@ -57,18 +60,22 @@ class ETS:
         **settings: Any,
     ) -> None:
         """Check everything before anything is loaded."""
-        if proposal is not None:
-            raise ConfigError("proposal must be None: rollouts from a proposal model (ETS-IS) are not available yet")
         if config is not None and not isinstance(config, ETSConfig):
             raise ConfigError(f"config must be an ETSConfig, not {type(config).__name__}")
         if not isinstance(backend, str | Backend):
             raise ConfigError(f"backend must be a Backend or a model's name, not {type(backend).__name__}")
+        if not isinstance(proposal, str | Backend | None):
+            raise ConfigError(f"proposal must be a Backend, a model's name or None, not {type(proposal).__name__}")
         self._config = config.replace(**settings) if config is not None else ETSConfig.build(**settings)
+        check_proposal_settings(self._config, proposal=proposal is not None)
         self._reward = rewards.build(reward)
         self._owns_reward = self._reward is not reward
-        self._owns_backend = isinstance(backend, str)
-        self._backend = backends.load(backend) if isinstance(backend, str) else backend
-        self._check_capabilities(self._config)
+        self._owned: list[Backend] = []
+        self._backend = self._opened(backend)
+        self._proposal = None if proposal is None else self._opened(proposal)
+        if self._proposal is not None:
+            check_same_tokens(self._backend, self._proposal)
+        self._check(self._config)
 
     @property
     def config(self) -> ETSConfig:
@@ -79,6 +86,11 @@ class ETS:
     def backend(self) -> Backend:
         """The reference model."""
         return self._backend
+
+    @property
+    def proposal(self) -> Backend | None:
+        """The model that draws the rollouts, where it is another."""
+        return self._proposal
 
     async def complete(self, prompt: Prompt, *, reward: RewardSpec | None = None, **overrides: Any) -> Result:
         """Return one guided completion.
@@ -108,11 +120,12 @@ class ETS:
         Nothing runs between events, so leaving the loop early leaves nothing behind.
         """
         config = self._config.replace(**overrides) if overrides else self._config
-        self._check_capabilities(config)
+        self._check(config)
         judge = self._reward if reward is None else rewards.build(reward)
         seed = secrets.randbits(48) if config.seed is None else config.seed
         own = judge is not self._reward and judge is not reward
-        return _events(Run(self._backend, judge, config, prompt, seed), judge if own else None)
+        run = Run(self._backend, judge, config, prompt, seed, proposal=self._proposal)
+        return _events(run, judge if own else None)
 
     async def complete_many(
         self,
@@ -183,8 +196,8 @@ class ETS:
         """Close what was made here from a name or specification; harmless when called twice."""
         if self._owns_reward:
             await self._reward.aclose()
-        if self._owns_backend:
-            await self._backend.aclose()
+        for backend in self._owned:
+            await backend.aclose()
 
     async def __aenter__(self) -> Self:
         """Return the sampler itself."""
@@ -196,12 +209,22 @@ class ETS:
         """Close it."""
         await self.aclose()
 
-    def _check_capabilities(self, config: ETSConfig) -> None:
-        if len(config.blocks) > 1 and not self._backend.capabilities.continue_prefix:
-            raise CapabilityError(
-                f"{self._backend.name} cannot continue a prefix, so only num_steps=1 is possible, "
-                f"not {len(config.blocks)} steps"
-            )
+    def _opened(self, backend: Backend | str) -> Backend:
+        if not isinstance(backend, str):
+            return backend
+        opened = backends.load(backend)
+        self._owned.append(opened)
+        return opened
+
+    def _check(self, config: ETSConfig) -> None:
+        """Refuse settings that the models cannot serve."""
+        check_proposal_settings(config, proposal=self._proposal is not None)
+        for model in (self._backend, self._proposal):
+            if model is not None and len(config.blocks) > 1 and not model.capabilities.continue_prefix:
+                raise CapabilityError(
+                    f"{model.name} cannot continue a prefix, so only num_steps=1 is possible, "
+                    f"not {len(config.blocks)} steps"
+                )
 
 
 async def _events(run: Run, own: Reward | None) -> AsyncGenerator[Event]:

@@ -18,6 +18,9 @@ class Reward(ABC):
     name: str = ""
     """What the reward is registered as; `rewards.register` sets it on the class."""
 
+    pointwise: bool = False
+    """Whether a verdict depends on the completion alone, so that it holds in any group and is asked for only once."""
+
     @abstractmethod
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
         """Return one reward per completion, in order.
@@ -37,6 +40,9 @@ class Reward(ABC):
     def session(self) -> Reward:
         """Return the reward to use for one run; a reward that keeps state across the steps of a run returns a copy."""
         return self
+
+    def begin_step(self) -> None:  # noqa: B027 - most rewards keep no state
+        """Take note that a new step begins; until the next, calls of `score` are about one group, which may grow."""
 
     async def aclose(self) -> None:  # noqa: B027 - most rewards hold nothing and need not override it
         """Free what the reward holds; harmless when called twice."""

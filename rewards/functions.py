@@ -47,6 +47,7 @@ class FunctionReward(Reward):
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self._function: Callable[[Any], Any] = function
         self._group = group
+        self.pointwise = not group
         self._async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
         try:
             inspect.signature(function).bind(object())

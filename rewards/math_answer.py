@@ -21,6 +21,8 @@ class MathAnswer(Reward):
     no verdict.
     """
 
+    pointwise = True
+
     def __init__(self, gold: str | int | float) -> None:
         r"""Set the answer.
 

@@ -13,7 +13,7 @@ from rewards.base import Reward
 from rewards.errors import RewardError
 from rewards.registry import register
 
-_TIE = 1e-9  # relative; far above the rounding of sums of weights, far below any difference that means something
+_TIE = 1e-4  # relative; above the rounding of weights scored in float32, below one vote among thousands
 
 
 @register("self_consistency")
@@ -62,7 +62,7 @@ class SelfConsistency(Reward):
         return _Run(self) if self._accumulate else self
 
     def _judge(self, completions: Sequence[Completion], tally: dict[str, _Votes]) -> list[float | None]:
-        """Add the votes of a group to the tally, then judge the group by it."""
+        """Add the votes of a group to the tally, which is changed, then judge the group by it."""
         answers = [self._read(completion) for completion in completions]
         ballots: defaultdict[str, list[float]] = defaultdict(list)
         for answer, completion in zip(answers, completions, strict=True):
@@ -88,9 +88,16 @@ class _Run(Reward):
     def __init__(self, reward: SelfConsistency) -> None:
         self.name = reward.name
         self._reward = reward
+        self._earlier: dict[str, _Votes] = {}
+        """Votes of the steps before this one."""
         self._tally: dict[str, _Votes] = {}
+        """The same with those of this step's last group."""
+
+    def begin_step(self) -> None:
+        self._earlier = self._tally
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
+        self._tally = dict(self._earlier)
         return self._reward._judge(completions, self._tally)
 
     def answer(self, completion: Completion) -> str | None:

@@ -24,6 +24,7 @@ def test_public_names_are_pinned() -> None:
         "BlockCommitted",
         "CandidatesWeighed",
         "ConfigError",
+        "Diagnostics",
         "ETSConfig",
         "Event",
         "Finished",

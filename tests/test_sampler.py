@@ -528,11 +528,6 @@ async def test_only_what_was_loaded_here_is_closed_here(monkeypatch: pytest.Monk
     assert (await ets.complete("q")).text in SCRIPT
 
 
-def test_a_proposal_is_refused_for_now() -> None:
-    with pytest.raises(ConfigError, match="proposal must be None"):
-        ETS(ScriptedBackend(SCRIPT), Valued(), ScriptedBackend(SCRIPT))
-
-
 def test_the_scripted_backend_is_a_backend() -> None:
     assert isinstance(ScriptedBackend(SCRIPT), Backend)
     assert np.isclose(sum(SCRIPT.values()), 1)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -33,6 +34,7 @@ from backends.local.engine import Engine, Scored
 from backends.local.loading import context_length, end_tokens, open_checkpoint
 from backends.local.model import Model
 from backends.local.text import Decoder
+from backends.tokenization import Tokenization
 
 T = TypeVar("T")
 
@@ -44,7 +46,6 @@ class _LocalState(State):
     """A partial response; the cache hangs on `prefix`, which plays no part in comparisons."""
 
     prompt_ids: tuple[int, ...] = field(repr=False)
-    token_ids: tuple[int, ...] = field(repr=False)
     params: SamplingParams
     max_tokens: int
     prefix: Prefix = field(repr=False, compare=False)
@@ -78,7 +79,8 @@ class LocalBackend(BackendContext):
         self._tokenizer = tokenizer
         self._tokenizer_lock = threading.Lock()
         self._context = context_length(model)
-        self._decoder = Decoder(tokenizer, end_tokens(model, tokenizer))
+        self._end_tokens = end_tokens(model, tokenizer)
+        self._decoder = Decoder(tokenizer, self._end_tokens)
         self._model = Model(model)
         self._engine = Engine(self._model, self._decoder, max_rows=max_rows)
 
@@ -114,6 +116,16 @@ class LocalBackend(BackendContext):
     def name(self) -> str:
         """The model's name."""
         return self._name
+
+    @cached_property
+    def tokenization(self) -> Tokenization:
+        """What the model's tokens mean."""
+        with self._tokenizer_lock:
+            return Tokenization.of(
+                self._tokenizer.get_vocab(),
+                lambda text: self._tokenizer(text, add_special_tokens=False)["input_ids"],
+                self._end_tokens,
+            )
 
     @property
     def capabilities(self) -> Capabilities:
@@ -163,6 +175,29 @@ class LocalBackend(BackendContext):
             [self._completion(state, row) for row in rows[index]] if index in rows else [_as_completion(state)] * n
             for index, state in enumerate(own)
         ]
+
+    def adopt(self, state: State, others: Sequence[State]) -> list[State]:
+        """Return this model's states for those of another; see `backends.Backend.adopt`."""
+        own = _own(state)
+        adopted: list[State] = []
+        for other in others:
+            ids = other.token_ids
+            if ids[: len(own.token_ids)] != own.token_ids or len(ids) != other.num_tokens:
+                raise BackendError(f"the tokens {ids} do not continue the state with {own.token_ids}")
+            # The text is decoded anew: it may be cut by stop strings of this run's own.
+            adopted.append(
+                _LocalState(
+                    text=self._decoder.text(ids, own.params.stop, finished=other.finished),
+                    num_tokens=len(ids),
+                    finish_reason=other.finish_reason,
+                    prompt_ids=own.prompt_ids,
+                    token_ids=ids,
+                    params=own.params,
+                    max_tokens=own.max_tokens,
+                    prefix=own.prefix if ids == own.token_ids else Prefix(own.prompt_ids + ids, parent=own.prefix),
+                )
+            )
+        return adopted
 
     async def score(self, states: Sequence[State], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
         """Return the log-probabilities of completions; see `backends.Backend.score`."""

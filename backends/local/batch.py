@@ -111,8 +111,9 @@ class Batch:
         logits = self._model.step([row.drawn[-1] for row in rows], lengths, cache)
         closing = [index for index, row in enumerate(rows) if row.spent]
         if closing:
-            copies = cache.read(closing, [lengths[index] + 1 for index in closing], logits[closing])
-            for index, computed in zip(closing, copies, strict=True):
+            for index in closing:
+                begin = cache.cursor - lengths[index] - 1
+                computed = cache.read(index, begin, cache.cursor, logits[index])
                 rows[index].successor = Prefix(rows[index].token_ids, computed)
             drawing = [index for index, row in enumerate(rows) if not row.spent]
             if drawing:

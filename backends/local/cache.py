@@ -37,10 +37,16 @@ class Prefix:
     """A sequence from which rows start; computed at most once, by whoever needs it first.
 
     States hold it, so a cache lives exactly as long as a state that can still be continued from it.
+
+    Attributes:
+        token_ids: The sequence.
+        computed: What the model has computed for it, once it has.
+        parent: A beginning of the sequence from whose cache the rest is computed, until it is.
     """
 
     token_ids: tuple[int, ...]
     computed: Computed | None = None
+    parent: Prefix | None = None
 
 
 class _BufferLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -124,17 +130,14 @@ class BatchCache(Cache):
             mine.keys[:rows, :, target] = theirs.keys[:rows, :, visible]
             mine.values[:rows, :, target] = theirs.values[:rows, :, visible]
 
-    def read(self, rows: Sequence[int], lengths: Sequence[int], logits: Tensor) -> list[Computed]:
-        """Copy rows out of the buffers; ``logits`` has one line for each."""
-        # One copy per row, so that a row which is kept does not keep the others alive.
-        return [
-            Computed(
-                [layer.keys[row, :, self.cursor - length : self.cursor].clone() for layer in self.buffers],
-                [layer.values[row, :, self.cursor - length : self.cursor].clone() for layer in self.buffers],
-                line.clone(),
-            )
-            for row, length, line in zip(rows, lengths, logits, strict=True)
-        ]
+    def read(self, row: int, begin: int, end: int, logits: Tensor) -> Computed:
+        """Copy one row's positions out of the buffers, with the logits that follow them."""
+        # A copy, so that a row which is kept does not keep the others alive.
+        return Computed(
+            [layer.keys[row, :, begin:end].clone() for layer in self.buffers],
+            [layer.values[row, :, begin:end].clone() for layer in self.buffers],
+            logits.clone(),
+        )
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy rows over others, so that the rows in use stay contiguous."""

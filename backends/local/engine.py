@@ -7,6 +7,7 @@ ends; the next request starts another.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -234,8 +235,10 @@ class Engine:
 
     def _score(self, items: Sequence[Scored]) -> list[float]:
         """Score in passes of bounded size; the prefix's cache is used, never computed again."""
-        scores = [0.0] * len(items)
-        pending = [index for index, item in enumerate(items) if item.token_ids]
+        size = self._model.vocabulary_size
+        known = [all(0 <= token < size for token in item.token_ids) for item in items]
+        scores = [0.0 if inside else -math.inf for inside in known]
+        pending = [index for index, item in enumerate(items) if item.token_ids and known[index]]
         while pending:
             part = pending[: self._limit]
             try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from backends import Backend, BackendClosedError, Completion, Prompt, PromptError, SamplingParams
+from backends import Backend, BackendClosedError, BackendError, Completion, Prompt, PromptError, SamplingParams
 
 Check = Callable[[Backend, Prompt], Awaitable[None]]
 
@@ -91,6 +91,36 @@ async def log_probabilities_agree_with_score(backend: Backend, prompt: Prompt) -
                 assert completion.logprob is not None
                 assert completion.logprob <= 1e-6
                 assert math.isclose(completion.logprob, score, rel_tol=1e-4, abs_tol=1e-3), params
+
+
+@check
+async def states_of_a_twin_can_be_adopted(backend: Backend, prompt: Prompt) -> None:
+    if backend.tokenization is None:
+        pytest.skip("no tokens that others share")
+    assert backend.tokenization.difference(backend.tokenization) is None
+    params = SamplingParams(temperature=1.5)
+    start = await backend.begin(prompt, max_tokens=10, params=params)
+    twin = await backend.begin(prompt, max_tokens=10, params=params)
+    drawn = await backend.extend(start, 6, tokens=4, seed=1)
+    adopted = backend.adopt(twin, drawn)
+    assert adopted == drawn
+    further = await backend.extend(next(state for state in drawn if not state.finished), 4, tokens=3, seed=2)
+    again = backend.adopt(next(state for state in adopted if not state.finished), further)
+    assert again == further
+    states, twins = [*drawn, *further, start], [*adopted, *again, *backend.adopt(twin, [start])]
+    expected = await backend.rollout(states, 2, seed=3)
+    rolled = await backend.rollout(twins, 2, seed=3)
+    assert [[c.token_ids for c in group] for group in rolled] == [[c.token_ids for c in group] for group in expected]
+    scores = await backend.score(twins, rolled)
+    for line, group in zip(scores, expected, strict=True):
+        assert line == pytest.approx([completion.logprob for completion in group], abs=1e-3)
+    alien = dataclasses.replace(start, token_ids=(10**9,), num_tokens=1)
+    with pytest.raises(BackendError):
+        backend.adopt(further[0], [start])
+    with pytest.raises(BackendError):
+        await backend.rollout(backend.adopt(twin, [alien]), 1, seed=0)
+    outside = dataclasses.replace(expected[-1][0], token_ids=(10**9,) * len(expected[-1][0].token_ids))
+    assert await backend.score([start], [[outside]]) == [[-math.inf]]
 
 
 @check

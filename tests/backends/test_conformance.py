@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from backends import Backend, Prompt
+from backends.enumerable import EnumerableBackend
 from backends.scripted import ScriptedBackend
 
 from .conformance import CHECKS, Check
@@ -21,10 +22,12 @@ SCRIPT = {
 QUESTION = "Will has 41 tickets. Ada gives Will another 72. How many tickets does Will have now?"
 
 
-@pytest.fixture(params=["scripted", "local", "local chat"])
+@pytest.fixture(params=["scripted", "enumerable", "enumerable diffusion", "local", "local chat"])
 def subject(request: pytest.FixtureRequest) -> tuple[Backend, Prompt]:
     if request.param == "scripted":
         return ScriptedBackend(SCRIPT), "a question"
+    if request.param.startswith("enumerable"):
+        return EnumerableBackend.random(1, letters="abcd", diffusion=request.param.endswith("diffusion")), "a question"
     tiny: Any = request.getfixturevalue("tiny")
     return tiny, QUESTION if request.param == "local" else [{"role": "user", "content": QUESTION}]
 

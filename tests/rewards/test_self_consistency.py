@@ -120,13 +120,29 @@ async def test_accumulated_votes_last_for_one_run() -> None:
     reward = SelfConsistency(accumulate=True)
     run = reward.session()
     assert await run.score("q", _group(1, 1, 1, 2)) == [1, 1, 1, 0]
+    run.begin_step()
     assert await run.score("q", _group(2, 2, 1)) == [0, 0, 1]
+    run.begin_step()
     assert await run.score("q", _group(2, 2)) == [1, 1]
     assert await reward.session().score("q", _group(2, 2, 1)) == [1, 1, 0]
     assert await reward.score("q", _group(2, 2, 1)) == [1, 1, 0]
     assert run.session() is run
     assert run.name == "self_consistency"
     assert run.answer(Completion(text="#### 7")) == "7"
+
+
+async def test_a_group_that_grows_within_a_step_votes_once() -> None:
+    run = SelfConsistency(accumulate=True).session()
+    run.begin_step()
+    assert await run.score("q", _group(1, 1)) == [1, 1]
+    assert await run.score("q", _group(1, 1, 2, 2, 2)) == [0, 0, 1, 1, 1], "not four votes for the first answer"
+
+
+async def test_rounding_of_importance_weights_breaks_no_tie() -> None:
+    group = [
+        Completion(text=f"#### {n}", log_weight=w) for n, w in ((1, 0.0), (1, 1e-6), (2, -1e-6), (2, 0.0), (3, 0.0))
+    ]
+    assert await SelfConsistency().score("q", group) == [1, 1, 1, 1, 0]
 
 
 async def test_a_refused_group_leaves_no_votes_behind() -> None:

@@ -1,0 +1,115 @@
+"""Where rollouts come from: the reference itself, or a proposal with importance weights (ETS-IS, Algorithm 2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from backends import Backend, Completion, Prompt, SamplingParams, State
+from ets_agent._group import Candidate, Rollout
+from ets_agent.energy import importance_log_ratios
+
+
+class RolloutSource(Protocol):
+    """Completes the candidates of a run's steps."""
+
+    scored_tokens: int
+    """Tokens scored under the reference so far."""
+
+    async def begin(self, prompt: Prompt, start: State, *, max_tokens: int) -> None:
+        """Prepare for a run whose reference starts from ``start``."""
+        ...
+
+    async def draw(self, candidates: Sequence[Candidate], parents: Sequence[State], n: int, *, seed: int) -> None:
+        """Add n rollouts to each of some unfinished candidates.
+
+        Args:
+            candidates: The candidates.
+            parents: The state of each chain; a candidate continues that of its own.
+            n: Rollouts to add to each.
+            seed: Of the draws.
+        """
+        ...
+
+    def keep(self, states: Iterable[State]) -> None:
+        """Forget what is known of all states but these, from which the chains go on."""
+        ...
+
+
+class ReferenceRollouts:
+    """Rollouts from the reference, as in Algorithm 1."""
+
+    def __init__(self, reference: Backend) -> None:
+        """Hold nothing but the model."""
+        self.scored_tokens = 0
+        self._reference = reference
+
+    async def begin(self, prompt: Prompt, start: State, *, max_tokens: int) -> None:
+        """Do nothing: the candidates' states are the reference's own."""
+
+    async def draw(self, candidates: Sequence[Candidate], parents: Sequence[State], n: int, *, seed: int) -> None:
+        """Add n rollouts to each of some unfinished candidates."""
+        drawn = await self._reference.rollout([candidate.state for candidate in candidates], n, seed=seed)
+        for candidate, completions in zip(candidates, drawn, strict=True):
+            candidate.rollouts += [Rollout(completion) for completion in completions]
+
+    def keep(self, states: Iterable[State]) -> None:
+        """Do nothing: the reference's caches live as long as its states."""
+
+
+class ProposalRollouts:
+    """Rollouts from a proposal, weighed by ρ = p_ref(rollout | x_s) / p_small(rollout | x_s), as in Algorithm 2.
+
+    Both log-probabilities are of the rollout's own tokens under the distributions that are sampled; the reference
+    scores them from the candidate's state, whose cache it has.
+
+    Args:
+        reference: The model that candidates come from.
+        proposal: The model that rollouts come from.
+        params: What the proposal samples with.
+    """
+
+    def __init__(self, reference: Backend, proposal: Backend, params: SamplingParams) -> None:
+        """Begin nothing yet."""
+        self.scored_tokens = 0
+        self._reference = reference
+        self._proposal = proposal
+        self._params = params
+        self._twins: dict[State, State] = {}
+        """The proposal's states by the reference's: those that chains or candidates stand on."""
+
+    async def begin(self, prompt: Prompt, start: State, *, max_tokens: int) -> None:
+        """Begin the same response with the proposal."""
+        self._twins = {start: await self._proposal.begin(prompt, max_tokens=max_tokens, params=self._params)}
+
+    async def draw(self, candidates: Sequence[Candidate], parents: Sequence[State], n: int, *, seed: int) -> None:
+        """Add n rollouts to each of some unfinished candidates."""
+        for candidate in candidates:
+            if candidate.state not in self._twins:
+                parent = self._twins[parents[candidate.chain]]
+                (self._twins[candidate.state],) = self._proposal.adopt(parent, [candidate.state])
+        twins = [self._twins[candidate.state] for candidate in candidates]
+        drawn = [[_checked(c) for c in group] for group in await self._proposal.rollout(twins, n, seed=seed)]
+        usable = [[c for c in group if c.finish_reason != "error"] for group in drawn]
+        scores = await self._reference.score([candidate.state for candidate in candidates], usable)
+        self.scored_tokens += sum(len(completion.token_ids) for group in usable for completion in group)
+        for candidate, completions, scored, line in zip(candidates, drawn, usable, scores, strict=True):
+            ratios = importance_log_ratios(np.array(line), np.array([c.logprob for c in scored], dtype=np.float64))
+            found = iter(ratios.tolist())
+            candidate.rollouts += [
+                Rollout(c, log_ratio=0.0 if c.finish_reason == "error" else next(found)) for c in completions
+            ]
+
+    def keep(self, states: Iterable[State]) -> None:
+        """Forget the proposal's states, and with them its caches, of all candidates that no chain goes on from."""
+        self._twins = {state: self._twins[state] for state in states if state in self._twins}
+
+
+def _checked(completion: Completion) -> Completion:
+    """Return a completion, marked as failed where its log-probability is missing: it cannot be weighed."""
+    if completion.finish_reason == "error" or completion.logprob is not None:
+        return completion
+    return dataclasses.replace(completion, finish_reason="error", error="the proposal gave no log-probability")

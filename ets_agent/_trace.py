@@ -1,0 +1,78 @@
+"""From a weighed group to the record of its step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from backends import Completion
+from ets_agent import energy
+from ets_agent._group import Group, Rollout
+from ets_agent.chains import Move
+from ets_agent.diagnostics import ProposalCheck
+from ets_agent.results import Diagnostics, RolloutTrace, StepTrace
+
+
+def step_trace(
+    step: int,
+    group: Group,
+    *,
+    texts: Sequence[str],
+    estimate: energy.Estimate,
+    move: Move,
+    chosen: int,
+    check: ProposalCheck | None,
+    answer: Callable[[Completion], str | None],
+) -> StepTrace:
+    """Return the trace of one step.
+
+    Args:
+        step: Number of the step, from 1.
+        group: Its candidates.
+        texts: The response of each chain before the step.
+        estimate: The candidates of all chains, weighed together.
+        move: Where the chains went.
+        chosen: The candidate to call the chosen one.
+        check: What the importance weights say; None without a proposal.
+        answer: Reads the final answer in a completion.
+    """
+
+    def record(rollout: Rollout) -> RolloutTrace:
+        return RolloutTrace(
+            text=rollout.completion.text,
+            answer=answer(rollout.completion),
+            reward=rollout.reward,
+            logprob=rollout.completion.logprob,
+            log_ratio=None if check is None else rollout.log_ratio,
+            finish_reason=rollout.completion.finish_reason,
+        )
+
+    rollouts = [[record(rollout) for rollout in candidate.rollouts] for candidate in group.candidates]
+    shares = group.rollout_shares(estimate)
+    owners = group.owners.tolist()
+    return StepTrace(
+        step=step,
+        candidates=[state.text[len(texts[owner]) :] for state, owner in zip(group.states, owners, strict=True)],
+        finished=[state.finished for state in group.states],
+        log_energies=estimate.log_energies.tolist(),
+        log_energy_errors=[error if math.isfinite(error) else None for error in estimate.log_energy_errors.tolist()],
+        weights=estimate.weights.tolist(),
+        ess=estimate.ess,
+        chosen=chosen,
+        chains=owners,
+        kept=move.chosen,
+        resampled=move.resampled,
+        num_rollouts=max((len(candidate.rollouts) for candidate in group.unfinished), default=0),
+        diagnostics=Diagnostics(
+            rollout_ess=energy.effective_sample_size(shares),
+            largest_share=float(shares.max()),
+            selection_error=energy.selection_error(estimate, group.source),
+            ratio_ess=None if check is None else check.ess,
+            num_ratios=0 if check is None else check.draws,
+            pareto_k=None if check is None else check.pareto_k,
+            verdict=None if check is None else check.verdict,
+        ),
+        rollouts=[rollouts[place] for place in group.source],
+        fallback=estimate.fallback,
+        dropped=sum(rollout.reward is None for rollout in group.rollouts),
+    )

@@ -114,7 +114,7 @@ class Group:
                 ]
         return entries
 
-    def estimate(self, *, kl_coef: float, estimator: energy.Estimator) -> energy.Estimate:
+    def estimate(self, *, kl_coef: float, estimator: energy.Estimator, ceiling: float | None = None) -> energy.Estimate:
         """Return the energies of all draws, weighed without regard to the chains."""
         rewards = self._table(lambda rollout: math.nan if rollout.reward is None else rollout.reward)
         ratios = self._table(lambda rollout: rollout.log_ratio)
@@ -125,6 +125,7 @@ class Group:
             log_ratios=ratios[self.source],
             estimator=estimator,
             exact=exact[self.source],
+            ceiling=ceiling,
         )
 
     def best(self, estimate: energy.Estimate, chosen: int) -> Rollout | None:

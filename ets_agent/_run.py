@@ -83,6 +83,7 @@ class Run:
         self._log_normalizer: tuple[float | None, float | None] = (None, None)
         self._steps: list[StepTrace] = []
         self._warnings: list[str] = []
+        self._ceiling = self._reward.maximum
         self._text = ""
         self._best: Rollout | None = None
 
@@ -187,12 +188,14 @@ class Run:
             if group.unfinished:
                 await self._roll_out(group, states, count, seeds[number])
             problems += [problem for problem in await self._judge(group) if problem not in problems]
-            estimate = group.estimate(kl_coef=config.kl_coef, estimator=config.estimator)
+            estimate = group.estimate(kl_coef=config.kl_coef, estimator=config.estimator, ceiling=self._ceiling)
             if number + 1 == len(counts) or not group.unfinished:
                 break
             pooled = chains.pool(estimate, group.owners, log_factors)
             if energy.selection_error(pooled, group.source) <= CERTAIN:
                 break
+        seen = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
+        self._ceiling = max([*seen, *([] if self._ceiling is None else [self._ceiling])], default=None)
         for candidate in group.unfinished:
             cost = 1 if self._proposal is None else 2  # Every token of a proposal is scored, too.
             tokens = sum(len(rollout.completion.token_ids) for rollout in candidate.rollouts)

@@ -22,6 +22,9 @@ Fallback = Literal["equal_rewards", "zero_energies", "no_verdict"]
 Estimator = Literal["unbiased", "truncated", "self_normalized"]
 """How importance weights ρ enter a candidate's energy; see `importance_log_weights`."""
 
+_HOPELESS = 1e6
+"""Larger doubts than this, in the unit of weights that sum to 1, make no difference."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -35,6 +38,8 @@ class Estimate:
         errors: Standard error of each energy, in the unit of the weights, shape (M,). The variance of a candidate's
             rollouts is blended with that of all rollouts, which counts as one more of them: a few equal rewards are no
             proof that there is no other.
+        doubts: What the errors would gain if one more rollout, of no candidate in particular, had the largest reward
+            that is known to be possible, shape (M,). Zero where that reward was seen; infinite where nothing is known.
         judged: Whether the candidate has a verdict at all, shape (M,).
         fallback: Why the weights are uniform, where they had to be.
     """
@@ -43,6 +48,7 @@ class Estimate:
     weights: Floats
     shares: Floats
     errors: Floats
+    doubts: Floats
     judged: NDArray[np.bool_]
     fallback: Fallback | None = None
 
@@ -69,7 +75,13 @@ class Estimate:
         weights = self_normalised(logs)
         with np.errstate(divide="ignore", invalid="ignore"):
             scale = np.where(self.weights > 0, weights / self.weights, np.exp(log_factors - log_sum_exp(logs, axis=0)))
-        return replace(self, weights=weights, shares=self.shares * scale[:, None], errors=self.errors * scale)
+        return replace(
+            self,
+            weights=weights,
+            shares=self.shares * scale[:, None],
+            errors=self.errors * scale,
+            doubts=self.doubts * scale,
+        )
 
 
 def estimate(
@@ -79,6 +91,7 @@ def estimate(
     log_ratios: Floats | None = None,
     estimator: Estimator = "unbiased",
     exact: NDArray[np.bool_] | None = None,
+    ceiling: float | None = None,
 ) -> Estimate:
     """Estimate each candidate's energy E[exp(r / λ)] from its rollouts and weigh the candidates.
 
@@ -92,6 +105,7 @@ def estimate(
         log_ratios: log ρ (nats), shape (M, K), where the rollouts come from a proposal; minus infinity allowed.
         estimator: How ρ enters.
         exact: Candidates that are finished, shape (M,); their energies have no error.
+        ceiling: The largest reward that is known to be possible, for `Estimate.doubts`; None where nothing is known.
 
     Raises:
         ValueError: Something is out of range; that is the caller's mistake.
@@ -136,10 +150,16 @@ def estimate(
     noisy = judged if exact is None else judged & ~exact[:, None]
     drift = np.exp(log_weights) if estimator == "self_normalized" else np.ones_like(shares)
     errors = _standard_errors(shares * counts[:, None], weights, drift, noisy)
-    found = Estimate(log_energies, weights, shares, errors, counts > 0)
-    if rewards[judged].min() == rewards[judged].max():
+    equal = bool(rewards[judged].min() == rewards[judged].max())
+    log_total = float(log_sum_exp(shifted, axis=0))
+    imagined = largest if ceiling is None else max(largest, ceiling)
+    doubts = _doubts(_log_excess(imagined - largest, kl_coef) - log_total, noisy.sum(axis=1))
+    if equal and ceiling is None:  # One value shows no scale.
+        doubts = np.where(noisy.any(axis=1), np.inf, 0.0)
+    found = Estimate(log_energies, weights, shares, errors, doubts, counts > 0)
+    if equal:
         # Whatever the ratios are, E[ρ] = 1: the energies are known to be equal, and noise in ρ must not choose.
-        return _fall_back("equal_rewards", judged, log_energies, found.log_energy_errors)
+        return _fall_back("equal_rewards", judged, log_energies, found.log_energy_errors, doubts)
     return found
 
 
@@ -206,13 +226,15 @@ def selection_error(estimate: Estimate, source: Sequence[int]) -> float:
     """Return how far the noise of the rollouts moves the selection, between 0 and 1.
 
     It is the expected total-variation distance between the weights and those that exact energies would give, to first
-    order in the standard errors, with candidates of one ``source`` moving together. Without any usable verdict it is 1.
+    order in the standard errors and doubts, with candidates of one ``source`` moving together. Without any usable
+    verdict it is 1.
     """
-    if estimate.fallback is not None:
-        return 0.0 if estimate.fallback == "equal_rewards" else 1.0
+    if estimate.fallback in ("zero_energies", "no_verdict"):
+        return 1.0
     weights = np.bincount(source, estimate.weights)
-    errors = np.bincount(source, estimate.errors)
-    squared = np.square(errors)
+    # Equal rewards make equal energies, whatever noise there is in the ratios.
+    errors = np.bincount(source, 0 * estimate.weights if estimate.fallback else estimate.errors)
+    squared = np.square(errors) + np.square(np.minimum(np.bincount(source, estimate.doubts), _HOPELESS))
     spread = np.square(1 - weights) * squared + np.square(weights) * (squared.sum() - squared)
     return min(1.0, 0.5 * math.sqrt(2 / math.pi) * float(np.sqrt(spread).sum()))
 
@@ -264,7 +286,11 @@ def select(weights: Floats, rng: np.random.Generator) -> int:
 
 
 def _fall_back(
-    reason: Fallback, judged: NDArray[np.bool_], log_energies: Floats, log_energy_errors: Floats | float = np.inf
+    reason: Fallback,
+    judged: NDArray[np.bool_],
+    log_energies: Floats,
+    log_energy_errors: Floats | float = np.inf,
+    doubts: Floats | float = np.inf,
 ) -> Estimate:
     """Weigh all candidates alike that have a verdict, or all where none has, and a candidate's rollouts alike."""
     used = judged if judged.any() else np.ones_like(judged)
@@ -272,7 +298,9 @@ def _fall_back(
     weights = (counts > 0) / (counts > 0).sum()
     shares = used * (weights / np.maximum(counts, 1))[:, None]
     errors = np.where(weights > 0, log_energy_errors, 0.0) * np.where(weights > 0, weights, 1.0)
-    return Estimate(log_energies, weights, shares, errors, np.any(judged, axis=1), reason)
+    return Estimate(
+        log_energies, weights, shares, errors, np.broadcast_to(doubts, weights.shape), np.any(judged, axis=1), reason
+    )
 
 
 def _standard_errors(values: Floats, means: Floats, drift: Floats, noisy: NDArray[np.bool_]) -> Floats:
@@ -293,6 +321,22 @@ def _standard_errors(values: Floats, means: Floats, drift: Floats, noisy: NDArra
     overall = np.square(values - drift * centre)[noisy].sum() / max(1, total - 1)
     variance = (within + overall) / np.maximum(counts, 1)
     return np.where(counts > 0, np.sqrt(variance / np.maximum(counts, 1)), 0.0)
+
+
+def _doubts(log_value: float, counts: NDArray[np.intp]) -> Floats:
+    """Return by how much one rollout of this value (log, in the unit of the weights) would raise each standard error.
+
+    Among n + 1 rollouts it adds value² / (n + 1) to their variance, which is blended into each row's as one of K.
+    """
+    value = math.exp(min(log_value, 300.0)) if log_value > -math.inf else 0.0
+    return np.where(counts > 0, value / math.sqrt(counts.sum() + 1) / np.maximum(counts, 1), 0.0)
+
+
+def _log_excess(gap: float, kl_coef: float) -> float:
+    """Return the log of what a reward that is larger by ``gap`` is worth; minus infinity where it is not larger."""
+    if gap <= 0:
+        return -math.inf
+    return math.inf if kl_coef == 0 else gap / kl_coef
 
 
 def _scale(reward: float, kl_coef: float) -> float:

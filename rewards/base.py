@@ -21,6 +21,9 @@ class Reward(ABC):
     pointwise: bool = False
     """Whether a verdict depends on the completion alone, so that it holds in any group and is asked for only once."""
 
+    maximum: float | None = None
+    """The largest reward that there is, where that is known; it tells how much a rare success would count for."""
+
     @abstractmethod
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
         """Return one reward per completion, in order.

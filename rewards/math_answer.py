@@ -22,6 +22,7 @@ class MathAnswer(Reward):
     """
 
     pointwise = True
+    maximum = 1.0
 
     def __init__(self, gold: str | int | float) -> None:
         r"""Set the answer.

@@ -30,6 +30,8 @@ class SelfConsistency(Reward):
     weight 0 (``log_weight`` minus infinity) stands for no draw: it does not vote, but is judged.
     """
 
+    maximum = 1.0
+
     def __init__(self, accumulate: bool = False, extractor: Callable[[str], str | None] | None = None) -> None:
         """Configure the vote.
 
@@ -87,6 +89,7 @@ class _Run(Reward):
 
     def __init__(self, reward: SelfConsistency) -> None:
         self.name = reward.name
+        self.maximum = reward.maximum
         self._reward = reward
         self._earlier: dict[str, _Votes] = {}
         """Votes of the steps before this one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from backends import BackendError, PromptError, UnknownModelError
+from backends import BackendError, PromptError, TokenizerMismatchError, UnknownModelError
 from ets_agent.cli.output import printable
 from ets_agent.errors import ConfigError
 from rewards import RewardError, RewardSpecError
@@ -20,7 +20,7 @@ class CommandError(Exception):
     """A command came to an end without what it is for; the message says why."""
 
 
-_USAGE_ERRORS = (ConfigError, PromptError, RewardSpecError, UnknownModelError)
+_USAGE_ERRORS = (ConfigError, PromptError, RewardSpecError, TokenizerMismatchError, UnknownModelError)
 _EXPECTED_ERRORS = (CommandError, ConfigError, BackendError, RewardError)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -13,18 +15,20 @@ from ets_agent.evaluation import ItemRecord
 
 
 class EvalProgress:
-    """Counts problems as they are done.
+    """Counts problems as they are done, those of all methods together.
 
     Args:
         enabled: False makes every method do nothing.
-        total: Number of problems.
+        problems: Number of problems.
+        methods: Names of the methods that answer them.
         title: What stands before the bar.
     """
 
-    def __init__(self, *, enabled: bool, total: int, title: str) -> None:
+    def __init__(self, *, enabled: bool, problems: int, methods: Sequence[str], title: str) -> None:
         """Prepare the bar; entering it starts the drawing."""
-        self._correct = 0
-        self._done = 0
+        self._methods = methods
+        self._correct: Counter[str] = Counter()
+        self._done: Counter[str] = Counter()
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -36,7 +40,7 @@ class EvalProgress:
             redirect_stdout=False,
             disable=not enabled,
         )
-        self._task = self._progress.add_task(title, total=total, figures="")
+        self._task = self._progress.add_task(title, total=problems * len(methods), figures="")
 
     def __enter__(self) -> Self:
         """Start drawing."""
@@ -51,6 +55,11 @@ class EvalProgress:
 
     def advance(self, record: ItemRecord) -> None:
         """Count one more problem."""
-        self._done += 1
-        self._correct += record.correct
-        self._progress.update(self._task, advance=1, figures=f"{self._correct / self._done:.1%} correct")
+        self._done[record.method] += 1
+        self._correct[record.method] += record.correct
+        rates = {method: f"{self._correct[method] / done:.1%}" for method, done in self._done.items()}
+        if len(self._methods) > 1:
+            figures = ", ".join(f"{method} {rate}" for method, rate in rates.items())
+        else:
+            figures = f"{rates[record.method]} correct"
+        self._progress.update(self._task, advance=1, figures=figures)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
 
 import rewards
+from ets_agent._proposal import check_proposal_settings
 from ets_agent.cli import errors, options
 from ets_agent.cli.eval_progress import EvalProgress
+from ets_agent.cli.eval_summary import summarise
 from ets_agent.cli.output import emit
 from ets_agent.cli.run import session
-from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError
-from ets_agent.evaluation import METHODS, EvalReport, Problem, evaluate, word_problems
+from ets_agent.evaluation import METHODS, EvalReport, Problem, check_methods, evaluate, word_problems
 from ets_agent.sampler import DEFAULT_CONCURRENCY
 
 _BENCHMARKS: dict[str, Callable[[int, int], Sequence[Problem]]] = {
     "word_problems": lambda limit, seed: word_problems.problems("test", limit, seed=seed),
 }
 _DEFAULT_LIMIT = 100
+_DEFAULT_RIVALS = {"ets_is": "ets"}
+_NO_RIVAL = "none"
 
 
 def evaluate_command(
@@ -37,23 +41,38 @@ def evaluate_command(
     method: Annotated[
         str, typer.Option("--method", help=f"One of {', '.join(METHODS)}.", autocompletion=lambda: list(METHODS))
     ] = "ets",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="METHOD",
+            help=f"Run this method, too, in turn with the other, to compare wall times; {_NO_RIVAL} runs one alone.",
+            show_default=", ".join(f"{rival} for {method}" for method, rival in _DEFAULT_RIVALS.items()),
+            autocompletion=lambda: [*METHODS, _NO_RIVAL],
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-L", min=1, help="Number of problems.")] = _DEFAULT_LIMIT,
     n: Annotated[
-        int | None, typer.Option("--n", "-N", help="Responses per problem for best_of_n.", show_default="M * K")
+        int | None,
+        typer.Option("--n", "-N", help="Responses per problem for best_of_n.", show_default="M * K, of all chains"),
     ] = None,
     concurrency: Annotated[
         int, typer.Option("--concurrency", min=1, help="Most problems under way at the same time.")
     ] = DEFAULT_CONCURRENCY,
     model: options.Model = options.DEFAULT_MODEL,
+    proposal: options.EvalProposal = None,
     reward: options.RewardSpec = options.DEFAULT_REWARD,
     num_candidates: options.NumCandidates = None,
     num_rollouts: options.NumRollouts = None,
     num_steps: options.NumSteps = None,
     block_size: options.BlockSize = None,
     kl_coef: options.KlCoef = None,
+    num_chains: options.NumChains = None,
+    estimator: options.Estimator = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
+    proposal_temperature: options.ProposalTemperature = None,
     max_tokens: options.MaxTokens = None,
     stop: options.Stop = None,
     seed: options.EvalSeed = 0,
@@ -69,19 +88,29 @@ def evaluate_command(
     with session(debug=debug) as running:
         # All that can be wrong with the command itself is found before a model is loaded for it.
         config = options.config_from(context)
-        _check_names(benchmark, method, n)
+        if benchmark not in _BENCHMARKS:
+            raise ConfigError(f"there is no problem set {benchmark!r}; allowed: {', '.join(_BENCHMARKS)}")
+        rival = _rival(method, against)
+        methods = [method] if rival is None else [method, rival]
+        if proposal is None and any(name in METHODS and METHODS[name].uses_proposal for name in methods):
+            proposal = options.DEFAULT_PROPOSALS.get(model)
+        check_methods(methods, proposal=proposal is not None, samples=n)
+        check_proposal_settings(config, proposal=proposal is not None)
         rewards.build(reward)
         problems = _BENCHMARKS[benchmark](limit, seed)
         shown = progress if progress is not None else sys.stderr.isatty()
-        with EvalProgress(enabled=shown, total=len(problems), title=f"{benchmark}, {method}") as display:
-            backend = options.load_model(model, device=device, dtype=dtype)
+        title = benchmark if rival is not None else f"{benchmark}, {method}"  # A comparison's figures name its methods.
+        with EvalProgress(enabled=shown, problems=len(problems), methods=methods, title=title) as display:
+            backend, helper = options.load_models(model, proposal, device=device, dtype=dtype)
 
             async def main() -> EvalReport:
-                async with backend:
+                async with backend, helper or nullcontext():
                     return await evaluate(
                         backend,
                         problems,
                         method=method,
+                        against=rival,
+                        proposal=helper,
                         config=config,
                         reward=reward,
                         n=n,
@@ -97,52 +126,20 @@ def evaluate_command(
         _mind_errors(report)
 
 
-def summarise(report: EvalReport) -> str:
-    """Return the figures of a report as a few lines of text."""
-    low, high = report.interval
-    failed = f", {report.errors} failed" if report.errors else ""
-    rows = [
-        ("method", _method(report)),
-        ("model", report.model),
-        ("accuracy", f"{report.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"),
-        ("correct", f"{report.correct} of {report.count}{failed}"),
-        ("tokens", f"{report.tokens:,} ({report.tokens_per_problem:,.0f} per problem)"),
-        ("seconds", f"{report.seconds:.1f}"),
-        ("seed", str(report.seed)),
-    ]
-    return "\n".join(f"{label:<9} {value}" for label, value in rows)
-
-
-def _method(report: EvalReport) -> str:
-    config: ETSConfig = report.config
-    match report.method:
-        case "base":
-            details = f"temperature {config.temperature:g}"
-        case "best_of_n":
-            details = f"N {config.num_candidates}, {report.reward}"
-        case _:
-            details = (
-                f"M {config.num_candidates}, K {config.num_rollouts}, I {len(config.blocks)}, "
-                f"λ {config.kl_coef:g}, {report.reward}"
-            )
-    return f"{report.method} ({details})"
-
-
-def _check_names(benchmark: str, method: str, n: int | None) -> None:
-    if benchmark not in _BENCHMARKS:
-        raise ConfigError(f"there is no problem set {benchmark!r}; allowed: {', '.join(_BENCHMARKS)}")
-    if method not in METHODS:
-        raise ConfigError(f"there is no method {method!r}; allowed: {', '.join(METHODS)}")
-    if n is not None and n < 1:
-        raise ConfigError(f"n is {n}; allowed: at least 1")
+def _rival(method: str, against: str | None) -> str | None:
+    if against is None:
+        return _DEFAULT_RIVALS.get(method)
+    return None if against == _NO_RIVAL else against
 
 
 def _mind_errors(report: EvalReport) -> None:
-    """Say that problems failed; where all did, nothing was measured, which is a failure of the command."""
-    first = next((item.error for item in report.items if item.error is not None), None)
-    if first is None:
-        return
-    message = f"{report.errors} of {report.count} problems failed and count as wrong; the first: {first}"
-    if report.errors == report.count:
-        raise errors.CommandError(message)
-    errors.warn(message)
+    """Say that problems failed; where all of a method did, nothing was measured, which is a failure of the command."""
+    for part in (report, report.against):
+        first = None if part is None else next((item.error for item in part.items if item.error is not None), None)
+        if part is None or first is None:
+            continue
+        whose = "" if report.against is None else f" of {part.method}"
+        message = f"{part.errors} of {part.count} problems{whose} failed and count as wrong; the first: {first}"
+        if part.errors == part.count:
+            raise errors.CommandError(message)
+        errors.warn(message)

@@ -6,6 +6,9 @@ its default from there.
 
 from __future__ import annotations
 
+import asyncio
+import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +19,8 @@ from ets_agent.config import DEFAULT_NUM_STEPS, ETSConfig
 from ets_agent.errors import ConfigError
 
 DEFAULT_MODEL = "tiny/qwen3"
+DEFAULT_PROPOSALS = {"tiny/qwen3": "tiny/qwen3-small"}
+"""What `ets eval` takes for a method that needs a proposal."""
 DEFAULT_REWARD = "self_consistency"
 _TINY_MAX_TOKENS = 64
 
@@ -34,8 +39,25 @@ def _setting(name: str, *flags: str, default: str | None = None, metavar: str | 
     )
 
 
+def _proposal(*, default: str | None = None) -> Any:
+    return typer.Option(
+        "--proposal",
+        metavar="NAME",
+        help="Cheaper model for the rollouts (ETS-IS), with the tokenizer of the reference.",
+        show_default=default or False,
+    )
+
+
 Model = Annotated[
     str, typer.Option("--model", "-m", help="Reference model: tiny/NAME (see `ets models`) or hf/ID_OR_PATH.")
+]
+Proposal = Annotated[str | None, _proposal()]
+EvalProposal = Annotated[
+    str | None,
+    _proposal(
+        default=", ".join(f"{small} for {model}" for model, small in DEFAULT_PROPOSALS.items())
+        + ", where a method needs one"
+    ),
 ]
 RewardSpec = Annotated[
     str, typer.Option("--reward", "-r", help="Reward by name, with arguments after a colon: math_answer:gold=42.")
@@ -59,13 +81,16 @@ Progress = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 NumCandidates = Annotated[int | None, _setting("num_candidates", "--candidates", "-M")]
-NumRollouts = Annotated[int | None, _setting("num_rollouts", "--rollouts", "-K")]
+NumRollouts = Annotated[str | None, _setting("num_rollouts", "--rollouts", "-K", metavar="K|LOW:HIGH")]
 NumSteps = Annotated[int | None, _setting("num_steps", "--steps", "-I", default=str(DEFAULT_NUM_STEPS))]
 BlockSize = Annotated[int | None, _setting("block_size", "--block-size", "-B")]
 KlCoef = Annotated[float | None, _setting("kl_coef", "--kl-coef")]
+NumChains = Annotated[int | None, _setting("num_chains", "--chains")]
+Estimator = Annotated[str | None, _setting("estimator", "--estimator", metavar="NAME")]
 Temperature = Annotated[float | None, _setting("temperature", "--temperature")]
 TopP = Annotated[float | None, _setting("top_p", "--top-p")]
 TopK = Annotated[int | None, _setting("top_k", "--top-k")]
+ProposalTemperature = Annotated[float | None, _setting("proposal_temperature", "--proposal-temperature")]
 MaxTokens = Annotated[
     int | None,
     _setting(
@@ -91,19 +116,44 @@ def config_from(context: typer.Context) -> ETSConfig:
     given = {
         name: context.params[name] for name in ETSConfig.model_fields if context.params.get(name) not in (None, [], ())
     }
+    if "num_rollouts" in given:
+        given["num_rollouts"] = _rollouts(given["num_rollouts"])
     if str(context.params["model"]).startswith("tiny/"):
         given.setdefault("max_tokens", _TINY_MAX_TOKENS)
     return ETSConfig.build(**given)
 
 
-def load_model(name: str, *, device: str | None, dtype: str | None) -> Backend:
-    """Open a backend with those of the options that were given.
+def load_models(
+    model: str,
+    proposal: str | None,
+    *,
+    device: str | None,
+    dtype: str | None,
+    on_load: Callable[[str], None] = lambda name: None,
+) -> tuple[Backend, Backend | None]:
+    """Open the reference and the proposal, if there is one, with those of the options that were given.
+
+    Args:
+        model: Name of the reference.
+        proposal: Name of the proposal.
+        device: Option of local models.
+        dtype: Option of local models.
+        on_load: Called with each name before that model is loaded.
 
     Raises:
-        BackendError: The model is unknown or cannot be loaded.
+        BackendError: A model is unknown or cannot be loaded; nothing is left open then.
     """
     options = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
-    return backends.load(name, **options)
+    on_load(model)
+    backend = backends.load(model, **options)
+    if proposal is None:
+        return backend, None
+    try:
+        on_load(proposal)
+        return backend, backends.load(proposal, **options)
+    except Exception:
+        asyncio.run(backend.aclose())
+        raise
 
 
 def prompt_from(question: str, *, backend: Backend, raw: bool) -> Prompt:
@@ -125,3 +175,12 @@ def read_question(argument: str) -> str:
         return data.decode("utf-8").rstrip("\n")
     except UnicodeError as error:
         raise ConfigError("the question is not valid UTF-8") from error
+
+
+def _rollouts(text: str) -> int | tuple[int, int]:
+    """Return a number of rollouts, ``4``, or a range, ``2:8``."""
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    if match is None:
+        raise ConfigError(f"num_rollouts is {text!r}; allowed: a number of at least 1, or a range such as 2:8")
+    low, high = match.groups()
+    return int(low) if high is None else (int(low), int(high))

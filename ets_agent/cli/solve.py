@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ import typer
 import rewards
 from backends import Backend, Prompt
 from backends.base import check_prompt
+from ets_agent._proposal import check_proposal_settings
 from ets_agent.cli import errors, options
 from ets_agent.cli.output import emit
 from ets_agent.cli.run import session
@@ -24,15 +26,19 @@ def solve_command(
     context: typer.Context,
     question: Annotated[str, typer.Argument(help="The question; - reads it from stdin.", show_default=False)],
     model: options.Model = options.DEFAULT_MODEL,
+    proposal: options.Proposal = None,
     reward: options.RewardSpec = options.DEFAULT_REWARD,
     num_candidates: options.NumCandidates = None,
     num_rollouts: options.NumRollouts = None,
     num_steps: options.NumSteps = None,
     block_size: options.BlockSize = None,
     kl_coef: options.KlCoef = None,
+    num_chains: options.NumChains = None,
+    estimator: options.Estimator = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
+    proposal_temperature: options.ProposalTemperature = None,
     max_tokens: options.MaxTokens = None,
     stop: options.Stop = None,
     seed: options.Seed = None,
@@ -48,15 +54,17 @@ def solve_command(
     with session(debug=debug) as running:
         # All that can be wrong with the command itself is found before a model is loaded for it.
         config = options.config_from(context)
+        check_proposal_settings(config, proposal=proposal is not None)
         text = options.read_question(question)
         check_prompt(text)
         judge = rewards.build(reward)
         shown = progress if progress is not None else sys.stderr.isatty()
         with SolveProgress(enabled=shown) as display:
-            display.note(f"loading {model}")
-            backend = options.load_model(model, device=device, dtype=dtype)
+            backend, helper = options.load_models(
+                model, proposal, device=device, dtype=dtype, on_load=lambda name: display.note(f"loading {name}")
+            )
             prompt = options.prompt_from(text, backend=backend, raw=raw)
-            result = running.run(_solve(backend, judge, prompt, config, display))
+            result = running.run(_solve(backend, helper, judge, prompt, config, display))
         for message in result.warnings:
             errors.warn(message)
         if result.cut_short:
@@ -67,9 +75,16 @@ def solve_command(
             emit(result.answer if result.answer is not None else result.text)
 
 
-async def _solve(backend: Backend, reward: Reward, prompt: Prompt, config: ETSConfig, display: SolveProgress) -> Result:
+async def _solve(
+    backend: Backend,
+    proposal: Backend | None,
+    reward: Reward,
+    prompt: Prompt,
+    config: ETSConfig,
+    display: SolveProgress,
+) -> Result:
     result: Result | None = None
-    async with backend, ETS(backend, reward, config=config) as ets:
+    async with backend, proposal or nullcontext(), ETS(backend, reward, proposal, config=config) as ets:
         async for event in ets.stream(prompt):
             display.show(event)
             if isinstance(event, Finished):

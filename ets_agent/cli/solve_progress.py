@@ -100,7 +100,7 @@ class SolveProgress:
 
     def _finish(self, result: Result) -> None:
         self._status = ""
-        summary = Text(summarise(result), style="dim")
+        summary = Text(printable(summarise(result)), style="dim")
         if self._live is not None:
             self._live.update(self._picture(summary))
         elif self._enabled:
@@ -123,14 +123,15 @@ class SolveProgress:
 
 
 def summarise(result: Result) -> str:
-    """Return one line about a run: steps, tokens, seconds, seed, and how it ended if not by itself."""
-    count = len(result.steps)
-    parts = [
-        f"{count} step{'s' * (count != 1)}",
-        f"{result.usage.total_tokens} tokens",
-        f"{result.usage.seconds:.1f} s",
-        f"seed {result.seed}",
-    ]
+    """Return one line about a run: steps, tokens, seconds, proposal, seed, and how it ended if not by itself."""
+    count, usage = len(result.steps), result.usage
+    parts = [f"{count} step{'s' * (count != 1)}", f"{usage.total_tokens} tokens"]
+    if usage.saved_tokens > 0:
+        parts.append(f"{usage.saved_tokens} saved")
+    parts.append(f"{usage.seconds:.1f} s")
+    if result.proposal is not None:
+        parts.append(f"rollouts by {result.proposal}")
+    parts.append(f"seed {result.seed}")
     if result.cut_short:
         parts.append("cut short by the timeout")
     elif result.finish_reason == "length":
@@ -139,25 +140,30 @@ def summarise(result: Result) -> str:
 
 
 def _step(trace: StepTrace, num_steps: int) -> RenderableType:
-    """Draw the candidates of one step, the heaviest of them where they are many, in their own order."""
+    """Draw the candidates of one step in their own order; where they are many, those in use and the heaviest."""
     heading = f"step {trace.step}/{num_steps}, effective sample size {trace.ess:.1f} of {len(trace.weights)}"
     if trace.dropped:
         heading += f", {trace.dropped} rollouts without a verdict"
     if trace.fallback is not None:
         heading += f"\n{_FALLBACKS[trace.fallback]}"
+    if trace.diagnostics.verdict is not None:
+        heading += f"\n{trace.diagnostics.verdict}"
 
-    by_weight = sorted(range(len(trace.weights)), key=lambda index: (index != trace.chosen, -trace.weights[index]))
+    kept = set(trace.kept)
+    by_rank = sorted(
+        range(len(trace.weights)), key=lambda index: (index != trace.chosen, index not in kept, -trace.weights[index])
+    )
     table = Table.grid(padding=(0, 1))
     table.add_column(width=1)
     table.add_column(justify="right")
     table.add_column(width=_BAR_WIDTH)
     table.add_column(justify="right")
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    for index in sorted(by_weight[:_MOST_ROWS]):
+    for index in sorted(by_rank[:_MOST_ROWS]):
         chosen = index == trace.chosen
         weight = trace.weights[index]
         table.add_row(
-            Text(">" if chosen else " ", style="bold green"),
+            _mark(chosen=chosen, kept=index in kept),
             Text(str(index + 1), style="dim"),
             ProgressBar(total=1.0, completed=weight, width=_BAR_WIDTH),
             Text(f"{100 * weight:.1f} %"),
@@ -166,6 +172,13 @@ def _step(trace: StepTrace, num_steps: int) -> RenderableType:
     hidden = len(trace.weights) - _MOST_ROWS
     more = [Text(f"  and {hidden} more", style="dim")] if hidden > 0 else []
     return Group(Text(heading, style="bold"), table, *more)
+
+
+def _mark(*, chosen: bool, kept: bool) -> Text:
+    """Return the mark of a candidate: the chosen one's, or that of one from which another chain goes on."""
+    if chosen:
+        return Text(">", style="bold green")
+    return Text("+" if kept else " ", style="dim")
 
 
 def _block(text: str, *, finished: bool, chosen: bool) -> Text:

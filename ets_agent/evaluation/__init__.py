@@ -1,6 +1,6 @@
 """Evaluation: problem sets, baselines and the statistics that compare them."""
 
-from ets_agent.evaluation.methods import METHODS, Method, Solution
+from ets_agent.evaluation.methods import METHODS, Method, Solution, check_methods
 from ets_agent.evaluation.report import EvalReport, ItemRecord
 from ets_agent.evaluation.runner import Problem, evaluate
 from ets_agent.evaluation.statistics import Interval, wilson_interval
@@ -13,6 +13,7 @@ __all__ = [
     "Method",
     "Problem",
     "Solution",
+    "check_methods",
     "evaluate",
     "wilson_interval",
 ]

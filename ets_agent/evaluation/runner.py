@@ -1,17 +1,19 @@
-"""Run one method over a list of problems, so many at a time, and judge its answers against the right ones."""
+"""Run a method over a list of problems, alone or in turn with another, and judge its answers against the right ones."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import rewards
 from backends import Backend, Prompt
+from ets_agent._proposal import check_proposal_settings
 from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError
-from ets_agent.evaluation.methods import METHODS, Method, Setup
+from ets_agent.evaluation.methods import Method, Setup, Solution, check_methods, make
 from ets_agent.evaluation.report import EvalReport, ItemRecord
 from ets_agent.sampler import DEFAULT_CONCURRENCY, item_seeds
 from rewards import Reward, RewardSpec, canonical, extract_answer
@@ -36,6 +38,8 @@ async def evaluate(
     problems: Sequence[Problem],
     *,
     method: str = "ets",
+    against: str | None = None,
+    proposal: Backend | None = None,
     config: ETSConfig | None = None,
     reward: RewardSpec = "self_consistency",
     n: int | None = None,
@@ -45,18 +49,25 @@ async def evaluate(
     on_progress: Callable[[ItemRecord], None] | None = None,
     benchmark: str | None = None,
 ) -> EvalReport:
-    """Answer every problem by one method and report how many answers are right.
+    """Answer every problem by one method, or by two in turn, and report how many answers are right.
 
-    Problem i runs with its own seed, a function of ``seed`` and i alone: neither the concurrency nor the number of
-    problems changes its answer. A problem that fails is recorded with its error and counts as wrong; the others go on.
+    Problem i runs with its own seed, a function of ``seed`` and i alone: neither the concurrency, nor the number of
+    problems, nor another method changes its answer. A problem that fails is recorded with its error and counts as
+    wrong; the others go on.
+
+    With ``against``, wall times can be compared. The problems go in chunks of ``concurrency``; each chunk is answered
+    by one method, then by the other, and which one begins alternates, so that both see the machine in the same states.
+    Before that both answer the first problem, unrecorded, so that what is made on first use does not count.
 
     Args:
         backend: The reference model; it stays open.
         problems: The problems, each with ``question`` and ``answer``.
         method: A key of `METHODS`.
+        against: Another one, or the same, to run in turn with it.
+        proposal: A cheaper model for the rollouts of those methods that use one; it stays open.
         config: Settings of each run; its seed is replaced.
         reward: What guides or selects.
-        n: Responses per problem for ``best_of_n``, M·K by default.
+        n: Responses per problem for ``best_of_n``; by default as many as ETS would look at in one step.
         chat: Ask by a chat message instead of plain text; by default where the model takes chat messages.
         seed: Seed of the evaluation.
         concurrency: Most problems under way at the same time.
@@ -64,88 +75,116 @@ async def evaluate(
         benchmark: Name of the problem set, for the report.
 
     Raises:
-        ConfigError: There is no such method, or a setting is out of range.
-        backends.CapabilityError: The model cannot do what the method needs.
+        ConfigError: There is no such method, a setting is out of range, or a proposal is missing or for nothing.
+        backends.CapabilityError: A model cannot do what a method needs.
         rewards.RewardError: There is no such reward.
     """
-    if method not in METHODS:
-        raise ConfigError(f"there is no method {method!r}; allowed: {', '.join(METHODS)}")
+    names = [method] if against is None else [method, against]
+    check_methods(names, proposal=proposal is not None, samples=n)
     if concurrency < 1:
         raise ConfigError(f"concurrency is {concurrency}; allowed: at least 1")
     settings = (config or ETSConfig()).replace(seed=seed)
+    check_proposal_settings(settings, proposal=proposal is not None)
     as_chat = backend.capabilities.chat if chat is None else chat
     judge = rewards.build(reward)
-    started = time.monotonic()
+    setup = Setup(backend=backend, reward=judge, config=settings, proposal=proposal, samples=n)
     try:
-        solver = METHODS[method](Setup(backend=backend, reward=judge, config=settings, samples=n))
-        items = await _solve_all(
-            solver, problems, as_chat=as_chat, seed=seed, concurrency=concurrency, on_progress=on_progress
-        )
+        entrants = [
+            _Entrant(name, make(name, setup), problems, item_seeds(seed, len(problems)), as_chat) for name in names
+        ]
+        await _run(entrants, concurrency=concurrency, on_progress=on_progress)
     finally:
         if judge is not reward:
             await judge.aclose()
-    return EvalReport(
-        benchmark=benchmark,
-        method=method,
-        model=backend.name,
-        reward=_reward_name(judge) if solver.uses_reward else None,
-        seed=seed,
-        config=solver.config,
-        seconds=time.monotonic() - started,
-        items=tuple(items),
-    )
+
+    report: EvalReport | None = None
+    for entrant in reversed(entrants):
+        report = EvalReport(
+            benchmark=benchmark,
+            method=entrant.name,
+            model=backend.name,
+            proposal=proposal.name if proposal is not None and entrant.method.uses_proposal else None,
+            reward=_reward_name(judge) if entrant.method.uses_reward else None,
+            seed=seed,
+            config=entrant.method.config,
+            chunk_seconds=tuple(entrant.chunk_seconds),
+            items=tuple(entrant.items),
+            against=report,
+        )
+    assert report is not None  # There is at least one entrant.
+    return report
 
 
-async def _solve_all(
-    solver: Method,
-    problems: Sequence[Problem],
-    *,
-    as_chat: bool,
-    seed: int,
-    concurrency: int,
-    on_progress: Callable[[ItemRecord], None] | None,
-) -> list[ItemRecord]:
+@dataclass(slots=True)
+class _Entrant:
+    """One method at the problems, and what came of it so far."""
+
+    name: str
+    method: Method
+    problems: Sequence[Problem]
+    seeds: Sequence[int]
+    as_chat: bool
+    items: list[ItemRecord] = field(default_factory=list)
+    chunk_seconds: list[float] = field(default_factory=list)
+
+    async def solve(self, index: int) -> ItemRecord:
+        """Answer one problem; whatever goes wrong is its result."""
+        problem, seed = self.problems[index], self.seeds[index]
+        gold = str(problem.answer)
+        prompt: Prompt = [{"role": "user", "content": problem.question}] if self.as_chat else problem.question
+        solution: Solution | None = None
+        answer: str | None = None
+        failure: str | None = None
+        began = time.monotonic()
+        try:
+            solution = await self.method.solve(prompt, seed=seed)
+            answer = extract_answer(solution.text)
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}".removesuffix(": ")
+        return ItemRecord(
+            method=self.name,
+            index=index,
+            question=problem.question,
+            gold=gold,
+            text=None if solution is None else solution.text,
+            answer=answer,
+            correct=failure is None and answer is not None and canonical(answer) == canonical(gold),
+            error=failure,
+            tokens=0 if solution is None else solution.tokens,
+            seconds=time.monotonic() - began,
+            ess=None if solution is None else solution.ess,
+            ratio_ess=None if solution is None else solution.ratio_ess,
+            seed=seed,
+        )
+
+
+async def _run(
+    entrants: Sequence[_Entrant], *, concurrency: int, on_progress: Callable[[ItemRecord], None] | None
+) -> None:
+    """Let one method answer all problems, or several in turn, chunk by chunk."""
+    count = len(entrants[0].problems)
     places = asyncio.Semaphore(concurrency)
 
-    async def run(index: int, problem: Problem, item_seed: int) -> ItemRecord:
+    async def solve(entrant: _Entrant, index: int) -> ItemRecord:
         async with places:
-            record = await _solve_one(solver, problem, index=index, as_chat=as_chat, seed=item_seed)
+            record = await entrant.solve(index)
         if on_progress is not None:
             on_progress(record)
         return record
 
-    seeds = item_seeds(seed, len(problems))
-    async with asyncio.TaskGroup() as group:
-        tasks = [
-            group.create_task(run(index, problem, item_seed))
-            for index, (problem, item_seed) in enumerate(zip(problems, seeds, strict=True))
-        ]
-    return [task.result() for task in tasks]
-
-
-async def _solve_one(solver: Method, problem: Problem, *, index: int, as_chat: bool, seed: int) -> ItemRecord:
-    gold = str(problem.answer)
-    prompt: Prompt = [{"role": "user", "content": problem.question}] if as_chat else problem.question
-    text: str | None = None
-    answer: str | None = None
-    tokens, failure = 0, None
-    try:
-        solution = await solver.solve(prompt, seed=seed)
-        text, tokens = solution.text, solution.tokens
-        answer = extract_answer(text)
-    except Exception as error:  # Whatever it was, it is this problem's result.
-        failure = f"{type(error).__name__}: {error}".removesuffix(": ")
-    return ItemRecord(
-        index=index,
-        question=problem.question,
-        gold=gold,
-        text=text,
-        answer=answer,
-        correct=failure is None and answer is not None and canonical(answer) == canonical(gold),
-        error=failure,
-        tokens=tokens,
-        seed=seed,
-    )
+    if len(entrants) == 1:
+        chunks = [range(count)]
+    else:
+        chunks = [range(first, min(first + concurrency, count)) for first in range(0, count, concurrency)]
+        for entrant in entrants if count else ():
+            await entrant.solve(0)
+    for number, chunk in enumerate(chunks):
+        for entrant in entrants if number % 2 == 0 else reversed(entrants):
+            began = time.monotonic()
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(solve(entrant, index)) for index in chunk]
+            entrant.chunk_seconds.append(time.monotonic() - began)
+            entrant.items += [task.result() for task in tasks]
 
 
 def _reward_name(reward: Reward) -> str:

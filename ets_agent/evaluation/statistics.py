@@ -1,9 +1,10 @@
-"""Intervals for measured rates: pure functions of counts."""
+"""Intervals for measured rates and means of what was measured: pure functions of numbers."""
 
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
+from collections.abc import Iterable
+from statistics import NormalDist, fmean
 from typing import NamedTuple
 
 
@@ -43,3 +44,9 @@ def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> 
     return Interval(
         0.0 if successes == 0 else max(0.0, centre - half), 1.0 if successes == total else min(1.0, centre + half)
     )
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are there, or None where there are none."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

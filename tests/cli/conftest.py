@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 import backends
 from backends import Backend
+from backends.enumerable import EnumerableBackend
 from backends.scripted import ScriptedBackend
 from ets_agent.cli.app import app
 from tests.cli.fake_ets import RESPONSES
@@ -49,3 +50,17 @@ def ets(loader: Loader) -> Ets:
         return runner.invoke(app, list(arguments), input=input)
 
     return run
+
+
+@pytest.fixture
+def closed(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the enumerable models that were closed; the loader gives a reference, then a proposal for it."""
+    names: list[str] = []
+
+    async def aclose(model: EnumerableBackend) -> None:
+        names.append(model.name)
+
+    monkeypatch.setattr(EnumerableBackend, "aclose", aclose)
+    reference = EnumerableBackend.random(0, letters=["1 ", "#### 3"])
+    loader.make = iter([reference, reference.perturbed(0.1, seed=1)]).__next__
+    return names

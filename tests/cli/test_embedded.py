@@ -42,3 +42,22 @@ def test_eval_measures_the_model() -> None:
     assert (report.count, report.errors) == (4, 0)
     assert all(item.text for item in report.items)
     assert report.tokens > 0
+
+
+def test_solve_takes_its_rollouts_from_a_smaller_model() -> None:
+    output = ets("solve", QUESTION, "--proposal", "tiny/qwen3-small", "-M", "4", "-K", "2", "--seed", "0", "--json")
+    result = Result.model_validate_json(output)
+    assert (result.model, result.proposal) == ("tiny/qwen3", "tiny/qwen3-small")
+    assert result.usage.scoring_tokens == result.usage.rollout_tokens > 0
+    assert result.answer is not None
+
+
+def test_eval_compares_ets_is_with_ets() -> None:
+    output = ets("eval", "word_problems", "--method", "ets_is", "--limit", "3", "--json")
+    report = EvalReport.model_validate_json(output)
+    assert report.against is not None
+    assert (report.method, report.proposal, report.count, report.errors) == ("ets_is", "tiny/qwen3-small", 3, 0)
+    assert (report.against.method, report.against.proposal, report.against.errors) == ("ets", None, 0)
+    assert report.ratio_ess is not None
+    assert 0 < report.ratio_ess <= 1
+    assert report.wall_time_ratio is not None

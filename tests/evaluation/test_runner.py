@@ -23,6 +23,8 @@ class Question:
 
 
 PROBLEMS = [Question(f"What is {number}?", number) for number in range(12)]
+ALONE = [name for name, method in METHODS.items() if not method.uses_proposal]
+"""Methods that need no second model; test_comparison.py is about the others."""
 
 
 def guess(prompt: Prompt) -> Mapping[str, float]:
@@ -32,20 +34,25 @@ def guess(prompt: Prompt) -> Mapping[str, float]:
     return {f"I think #### {number}": 3.0, f"I think #### {number + 1}": 2.0, f"No, #### {number + 2}.0": 2.0}
 
 
+def outcomes(report: EvalReport) -> list[dict[str, object]]:
+    """What became of the problems, apart from how long it took."""
+    return [item.model_dump(exclude={"seconds"}) for item in report.items]
+
+
 @pytest.fixture
 def backend() -> ScriptedBackend:
     return ScriptedBackend(guess)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALONE)
 async def test_results_do_not_depend_on_concurrency_or_the_number_of_problems(
     backend: ScriptedBackend, method: str
 ) -> None:
     one_by_one = await evaluate(backend, PROBLEMS, method=method, config=CONFIG, seed=3, concurrency=1)
     together = await evaluate(backend, PROBLEMS, method=method, config=CONFIG, seed=3, concurrency=12)
     fewer = await evaluate(backend, PROBLEMS[:5], method=method, config=CONFIG, seed=3)
-    assert one_by_one.items == together.items
-    assert one_by_one.items[:5] == fewer.items
+    assert outcomes(one_by_one) == outcomes(together)
+    assert outcomes(one_by_one)[:5] == outcomes(fewer)
 
 
 async def test_problems_have_seeds_of_their_own(backend: ScriptedBackend) -> None:
@@ -145,6 +152,12 @@ async def test_a_report_holds_the_settings_that_ran(
     assert (report.seed, report.model) == (9, "scripted")
 
 
+async def test_best_of_n_draws_as_many_as_a_step_of_ets_looks_at(backend: ScriptedBackend) -> None:
+    config = CONFIG.replace(num_rollouts=(2, 5), num_chains=3)
+    report = await evaluate(backend, PROBLEMS[:1], method="best_of_n", config=config)
+    assert (report.errors, report.config.num_candidates, report.config.num_chains) == (0, 4 * 5 * 3, 1)
+
+
 async def test_best_of_n_takes_settings_in_blocks(backend: ScriptedBackend) -> None:
     config = ETSConfig(block_size=4, max_tokens=16, num_candidates=2, num_rollouts=2)
     report = await evaluate(backend, PROBLEMS[:1], method="best_of_n", config=config)
@@ -155,6 +168,25 @@ async def test_best_of_n_takes_settings_in_blocks(backend: ScriptedBackend) -> N
 async def test_best_of_n_is_one_step_of_n_complete_samples(backend: ScriptedBackend) -> None:
     report = await evaluate(backend, PROBLEMS[:1], method="best_of_n", config=CONFIG, n=10)
     assert 10 * 4 <= report.tokens <= 10 * 5  # a response has four or five words, its end included
+
+
+@pytest.mark.parametrize("method", ["best_of_n", "ets"])
+async def test_guided_methods_tell_how_many_candidates_carry_the_weight(backend: ScriptedBackend, method: str) -> None:
+    report = await evaluate(backend, PROBLEMS, method=method, config=CONFIG)
+    assert all(item.ess is not None and 0 < item.ess <= 1 for item in report.items)
+    assert len({item.ess for item in report.items}) > 1
+    assert report.ess == pytest.approx(sum(item.ess or 0 for item in report.items) / len(report.items))
+    assert report.ratio_ess is None
+
+
+async def test_candidates_of_equal_weight_count_fully() -> None:
+    report = await evaluate(ScriptedBackend(["a b #### 1"]), PROBLEMS[:2], config=CONFIG)
+    assert report.ess == pytest.approx(1.0)
+
+
+async def test_a_single_sample_has_no_candidates(backend: ScriptedBackend) -> None:
+    report = await evaluate(backend, PROBLEMS[:2], method="base", config=CONFIG)
+    assert (report.ess, report.items[0].ess) == (None, None)
 
 
 async def test_chat_is_asked_where_the_model_takes_it() -> None:
@@ -185,11 +217,17 @@ async def test_no_problems_make_an_empty_report(backend: ScriptedBackend) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "nope"}, "allowed: base, best_of_n, ets"),
+        ({"method": "nope"}, "allowed: base, best_of_n, ets, ets_is"),
+        ({"against": "nope"}, "there is no method 'nope'"),
+        ({"method": "ets_is"}, "method ets_is needs a proposal, --proposal on the command line or proposal= in Python"),
+        ({"against": "ets_is"}, "method ets_is needs a proposal"),
+        ({"config": ETSConfig(proposal_temperature=0.5)}, "there is no proposal"),
         ({"concurrency": 0}, "at least 1"),
         ({"seed": -1}, "seed is -1"),
         ({"method": "ets", "n": 3}, "n is 3"),
         ({"method": "base", "n": 3}, "n is 3"),
+        ({"method": "base", "against": "ets", "n": 3}, "n is 3, but method base or ets does not take it"),
+        ({"method": "best_of_n", "n": 0}, "n is 0"),
     ],
 )
 async def test_bad_settings_are_refused(backend: ScriptedBackend, options: dict[str, object], message: str) -> None:

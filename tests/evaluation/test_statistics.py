@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ets_agent.evaluation import wilson_interval
+from ets_agent.evaluation.statistics import mean_of_known
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,9 @@ def test_no_trials_say_nothing() -> None:
 def test_impossible_arguments_are_refused(successes: int, total: int, confidence: float) -> None:
     with pytest.raises(ValueError, match="allowed"):
         wilson_interval(successes, total, confidence=confidence)
+
+
+def test_a_mean_leaves_out_what_is_not_known() -> None:
+    assert mean_of_known([0.5, None, 1.0]) == 0.75
+    assert mean_of_known([None, None]) is None
+    assert mean_of_known([]) is None

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-import numpy as np
-
 from backends import Backend, Completion, Prompt, SamplingParams, State
 from ets_agent._group import Candidate, Rollout
-from ets_agent.energy import importance_log_ratios
 
 
 class RolloutSource(Protocol):
@@ -96,11 +94,10 @@ class ProposalRollouts:
         usable = [[c for c in group if c.finish_reason != "error"] for group in drawn]
         scores = await self._reference.score([candidate.state for candidate in candidates], usable)
         self.scored_tokens += sum(len(completion.token_ids) for group in usable for completion in group)
-        for candidate, completions, scored, line in zip(candidates, drawn, usable, scores, strict=True):
-            ratios = importance_log_ratios(np.array(line), np.array([c.logprob for c in scored], dtype=np.float64))
-            found = iter(ratios.tolist())
+        for candidate, completions, line in zip(candidates, drawn, scores, strict=True):
+            scored = iter(line)
             candidate.rollouts += [
-                Rollout(c, log_ratio=0.0 if c.finish_reason == "error" else next(found)) for c in completions
+                Rollout(c) if c.finish_reason == "error" else _weighed(c, next(scored)) for c in completions
             ]
 
     def keep(self, states: Iterable[State]) -> None:
@@ -108,8 +105,20 @@ class ProposalRollouts:
         self._twins = {state: self._twins[state] for state in states if state in self._twins}
 
 
+def _weighed(completion: Completion, score: float) -> Rollout:
+    """Return a rollout with its importance weight; minus infinity under the reference is weight 0."""
+    if math.isnan(score) or score == math.inf:
+        return Rollout(_failed(completion, f"the reference scored it {score}"))
+    assert completion.logprob is not None
+    return Rollout(completion, log_ratio=score - completion.logprob)
+
+
 def _checked(completion: Completion) -> Completion:
-    """Return a completion, marked as failed where its log-probability is missing: it cannot be weighed."""
-    if completion.finish_reason == "error" or completion.logprob is not None:
+    """Return a completion, marked as failed where it has no usable log-probability: it cannot be weighed."""
+    if completion.finish_reason == "error" or (completion.logprob is not None and math.isfinite(completion.logprob)):
         return completion
-    return dataclasses.replace(completion, finish_reason="error", error="the proposal gave no log-probability")
+    return _failed(completion, f"the proposal gave it the log-probability {completion.logprob}")
+
+
+def _failed(completion: Completion, reason: str) -> Completion:
+    return dataclasses.replace(completion, finish_reason="error", error=reason)

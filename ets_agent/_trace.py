@@ -37,17 +37,20 @@ def step_trace(
         answer: Reads the final answer in a completion.
     """
 
-    def record(rollout: Rollout) -> RolloutTrace:
+    def record(rollout: Rollout, *, finished: bool) -> RolloutTrace:
         return RolloutTrace(
             text=rollout.completion.text,
             answer=answer(rollout.completion),
             reward=rollout.reward,
             logprob=rollout.completion.logprob,
-            log_ratio=None if check is None else rollout.log_ratio,
+            log_ratio=None if check is None or finished else rollout.log_ratio,
             finish_reason=rollout.completion.finish_reason,
         )
 
-    rollouts = [[record(rollout) for rollout in candidate.rollouts] for candidate in group.candidates]
+    rollouts = [
+        [record(rollout, finished=candidate.state.finished) for rollout in candidate.rollouts]
+        for candidate in group.candidates
+    ]
     shares = group.rollout_shares(estimate)
     owners = group.owners.tolist()
     return StepTrace(

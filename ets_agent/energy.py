@@ -239,21 +239,6 @@ def selection_error(estimate: Estimate, source: Sequence[int]) -> float:
     return min(1.0, 0.5 * math.sqrt(2 / math.pi) * float(np.sqrt(spread).sum()))
 
 
-def importance_log_ratios(reference: Floats, proposal: Floats) -> Floats:
-    """Return log ρ = log p_ref - log p_small (nats) of rollouts drawn from the proposal, elementwise.
-
-    Both arguments are log-probabilities of the rollouts' own tokens, given the candidate's state, under the sampled
-    distributions (temperature and truncation included). Minus infinity under the reference gives ρ = 0.
-
-    Raises:
-        ValueError: The proposal gives zero probability to something it drew.
-    """
-    reference, proposal = np.asarray(reference, dtype=np.float64), np.asarray(proposal, dtype=np.float64)
-    if not np.isfinite(proposal).all():
-        raise ValueError("the proposal's log-probability of its own draw is not finite")
-    return reference - proposal
-
-
 def self_normalised(log_weights: Floats) -> Floats:
     """Return exp(log_weights) / Σ exp(log_weights), uniform where all are minus infinity."""
     total = log_sum_exp(log_weights, axis=0)
@@ -333,10 +318,11 @@ def _doubts(log_value: float, counts: NDArray[np.intp]) -> Floats:
 
 
 def _log_excess(gap: float, kl_coef: float) -> float:
-    """Return the log of what a reward that is larger by ``gap`` is worth; minus infinity where it is not larger."""
+    """Return the log of what exp(r / λ) gains, as a share of itself, when r grows by ``gap``."""
     if gap <= 0:
         return -math.inf
-    return math.inf if kl_coef == 0 else gap / kl_coef
+    exponent = math.inf if kl_coef == 0 else gap / kl_coef
+    return exponent if exponent > 40 else math.log(math.expm1(exponent))
 
 
 def _scale(reward: float, kl_coef: float) -> float:

@@ -201,13 +201,6 @@ def test_nonsense_is_refused(rewards: np.ndarray, kl_coef: float, ratios: np.nda
         energy.estimate(rewards, kl_coef=kl_coef, log_ratios=ratios)
 
 
-def test_importance_ratios_are_differences_in_nats() -> None:
-    ratios = energy.importance_log_ratios(np.array([-1.0, -math.inf, -1e6]), np.array([-3.0, -1.0, -2.0]))
-    assert ratios.tolist() == [2.0, -math.inf, -999998.0]
-    with pytest.raises(ValueError, match="not finite"):
-        energy.importance_log_ratios(np.array([-1.0]), np.array([-math.inf]))
-
-
 def test_selection_follows_the_weights() -> None:
     rng = np.random.default_rng(0)
     weights = np.array([0.0, 0.5, 0.2, 0.0, 0.3, 0.0])
@@ -242,3 +235,122 @@ def test_effective_sample_size_is_between_one_and_all(values: list[float]) -> No
     assert 1 - 1e-9 <= energy.effective_sample_size(weights) <= len(values) + 1e-9
     uniform = np.full(len(values), 1 / len(values))
     assert energy.effective_sample_size(uniform) == pytest.approx(len(values))
+
+
+def test_estimators_differ_in_the_weights_only() -> None:
+    rewards, ratios = np.array([[1.0, 0.0, 1.0, 0.0]]), np.log([[8.0, 0.5, 0.5, 1.0]])
+    values = np.exp(rewards[0] / 0.5)
+    rho = np.exp(ratios[0])
+    expected = {
+        "unbiased": (rho * values).mean(),
+        "truncated": (np.minimum(rho, 2.0) * values).mean(),  # The cap is the root of four.
+        "self_normalized": (rho * values).sum() / rho.sum(),
+    }
+    for estimator, mean in expected.items():
+        found = energy.estimate(rewards, kl_coef=0.5, log_ratios=ratios, estimator=estimator)  # type: ignore[arg-type]
+        assert found.log_energies[0] == pytest.approx(math.log(mean))
+    with pytest.raises(ValueError, match="allowed: unbiased, truncated, self_normalized"):
+        energy.estimate(rewards, kl_coef=0.5, log_ratios=ratios, estimator="best")  # type: ignore[arg-type]
+
+
+def test_self_normalisation_counts_judged_rollouts_only() -> None:
+    rewards, ratios = np.array([[1.0, math.nan, 0.0]]), np.log([[2.0, 50.0, 1.0]])
+    found = energy.estimate(rewards, kl_coef=1.0, log_ratios=ratios, estimator="self_normalized")
+    assert found.log_energies[0] == pytest.approx(math.log((2 * math.e + 1) / 3))
+
+
+def test_candidates_that_are_impossible_under_the_reference_have_no_weight() -> None:
+    ratios = np.array([[MINUS_INFINITY, MINUS_INFINITY], [0.0, 0.0]])
+    for estimator in ("unbiased", "truncated", "self_normalized"):
+        found = energy.estimate(
+            np.array([[1.0, 0.5], [0.0, 0.2]]),
+            kl_coef=0.1,
+            log_ratios=ratios,
+            estimator=estimator,  # type: ignore[arg-type]
+        )
+        assert found.weights.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "self_normalized"])
+def test_standard_errors_are_those_of_repeated_estimates(estimator: energy.Estimator) -> None:
+    rng, rounds, draws = np.random.default_rng(0), 3000, 64
+    rewards = rng.random((rounds, draws))
+    ratios = rng.normal(-0.125, 0.5, (rounds, draws))
+    found = energy.estimate(rewards, kl_coef=0.5, log_ratios=ratios, estimator=estimator)
+    spread = found.log_energies.std()
+    assert np.mean(found.log_energy_errors) == pytest.approx(spread, rel=0.15)
+
+
+def test_a_finished_candidate_has_no_error() -> None:
+    rewards = np.array([[1.0, math.nan, math.nan], [1.0, 0.5, 0.0]])
+    found = energy.estimate(rewards, kl_coef=1.0, exact=np.array([True, False]))
+    assert found.log_energy_errors[0] == 0
+    assert found.log_energy_errors[1] > 0
+
+
+def test_one_rollout_borrows_its_error_from_the_others() -> None:
+    found = energy.estimate(np.array([[1.0], [0.0], [0.5]]), kl_coef=1.0)
+    assert (found.log_energy_errors > 0).all()
+
+
+def test_selection_is_certain_where_nothing_is_left_to_learn() -> None:
+    same = np.array([[1.0, 1.0], [1.0, 1.0]])
+    certain = energy.estimate(same, kl_coef=0.1, ceiling=1.0)
+    assert energy.selection_error(certain, [0, 1]) == 0
+    for ceiling in (None, 2.0):  # Nothing is known of the scale; or something better is possible.
+        doubtful = energy.estimate(same, kl_coef=0.1, ceiling=ceiling)
+        assert energy.selection_error(doubtful, [0, 1]) > 0.5
+    assert energy.selection_error(energy.estimate(same, kl_coef=0.0, ceiling=2.0), [0, 1]) > 0.5
+    assert energy.selection_error(energy.estimate(same, kl_coef=1e4, ceiling=2.0), [0, 1]) < 0.01, "it hardly counts"
+    finished = energy.estimate(same[:, :1], kl_coef=0.1, exact=np.array([True, True]))
+    assert energy.selection_error(finished, [0, 1]) == 0
+    nothing = energy.estimate(np.full((2, 2), math.nan), kl_coef=0.1)
+    assert energy.selection_error(nothing, [0, 1]) == 1
+    assert energy.selection_error(energy.estimate(np.array([[1.0, 0.0]]), kl_coef=0.1), [0]) == 0, "no choice"
+
+
+def test_doubt_goes_with_the_number_of_rollouts() -> None:
+    errors = [
+        energy.selection_error(energy.estimate(np.zeros((8, k)), kl_coef=0.2, ceiling=1.0), list(range(8)))
+        for k in (2, 8, 32, 128, 512)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0.5
+    assert errors[-1] < 0.05
+
+
+def test_selection_error_is_the_distance_that_noise_makes() -> None:
+    """Against simulation: weights of noisy energies around weights of exact ones."""
+    rng, draws, rounds = np.random.default_rng(1), 200, 400
+    means = np.array([0.2, 0.5, 0.4, 0.1])
+    exact = np.exp(means / 0.5 + 0.5 * (0.3 / 0.5) ** 2)
+    exact /= exact.sum()
+    distances, stated = [], []
+    for _ in range(rounds):
+        found = energy.estimate(rng.normal(means[:, None], 0.3, (4, draws)), kl_coef=0.5)
+        distances.append(np.abs(found.weights - exact).sum() / 2)
+        stated.append(energy.selection_error(found, [0, 1, 2, 3]))
+    assert np.mean(stated) == pytest.approx(np.mean(distances), rel=0.15)
+
+
+def test_reweighting_keeps_energies_and_shares_in_proportion() -> None:
+    found = energy.estimate(np.array([[1.0, 0.0], [0.5, 0.2], [MINUS_INFINITY, MINUS_INFINITY]]), kl_coef=0.5)
+    moved = found.reweighted(np.log([2.0, 1.0, 5.0]))
+    expected = found.weights * [2.0, 1.0, 5.0]
+    assert moved.weights == pytest.approx(expected / expected.sum())
+    assert moved.shares.sum(axis=1) == pytest.approx(moved.weights)
+    assert moved.log_energies.tolist() == found.log_energies.tolist()
+
+
+def test_the_normaliser_is_the_mean_energy() -> None:
+    found = energy.estimate(np.array([[1.0, 0.0], [0.5, 0.5]]), kl_coef=0.5)
+    value, error = energy.log_normalizer(found, [0, 1])
+    assert value == pytest.approx(math.log((np.exp(2) + 1) / 4 + np.e / 2))
+    assert error is not None
+    assert error > 0
+    single, unknown = energy.log_normalizer(energy.estimate(np.array([[1.0]]), kl_coef=0.5), [0])
+    assert (single, unknown) == (pytest.approx(2.0), None)
+    impossible = energy.estimate(np.array([[MINUS_INFINITY], [MINUS_INFINITY]]), kl_coef=0.5)
+    assert energy.log_normalizer(impossible, [0, 1]) == (MINUS_INFINITY, None)
+    nan, _ = energy.log_normalizer(energy.estimate(np.array([[math.nan]]), kl_coef=0.5), [0])
+    assert math.isnan(nan)

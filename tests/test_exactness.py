@@ -1,4 +1,4 @@
-"""ETS samples from p*: measured against that policy itself, computed exactly, and told apart from subtly wrong samplers.
+"""ETS samples from p*: measured against that policy itself, computed exactly, and told apart from wrong samplers.
 
 Everything is seeded, so a bound that holds once holds always; where it stands between right and wrong is in the names.
 """

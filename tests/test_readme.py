@@ -54,6 +54,9 @@ def test_commands_run(command: str, tmp_path: Path) -> None:
         words[words.index("--limit") + 1] = "2"
     if "--prompts" in words:
         words[words.index("--prompts") + 1] = "1"
+    if "--out" in words:
+        words[words.index("--out") + 1] = str(tmp_path)
+        words += ["--repetitions", "2"]
     if words[0] == "python":
         words = [sys.executable, *words[1:]]
     else:

@@ -553,3 +553,145 @@ async def test_a_reward_made_for_one_call_is_closed_with_it(monkeypatch: pytest.
     await ets.complete("q", reward=given)
     await ets.aclose()
     assert len(closed) == 2, "a reward that was handed over stays open"
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"), [(3, 3, 3), ((2, 8), 2, 8), ([2, 8], 2, 8), ((4, 4), 4, 4), ("5", 5, 5)]
+)
+def test_rollouts_are_a_number_or_a_range(value: Any, low: int, high: int) -> None:
+    config = ETSConfig.build(num_rollouts=value)
+    assert config.rollout_rounds[0] == low
+    assert sum(config.rollout_rounds) == high
+    assert ETSConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("value", [0, (0, 2), (4, 2), (1, 2, 3), (), "many", 2.5, None, True, math.nan, [1], (1, "x")])
+def test_what_is_no_number_of_rollouts_is_refused_in_one_sentence(value: Any) -> None:
+    with pytest.raises(ConfigError, match="num_rollouts") as caught:
+        ETSConfig.build(num_rollouts=value)
+    assert "allowed: a number" in str(caught.value)
+    assert str(caught.value).count("num_rollouts") == 1
+
+
+def test_each_round_of_rollouts_doubles_what_is_there() -> None:
+    assert ETSConfig(num_rollouts=(2, 16)).rollout_rounds == [2, 2, 4, 8]
+    assert ETSConfig(num_rollouts=(3, 10)).rollout_rounds == [3, 3, 4]
+
+
+class Judged(Valued):
+    """Pointwise: each completion is to be judged once."""
+
+    pointwise = True
+
+
+async def test_a_pointwise_reward_judges_every_rollout_once_and_a_group_reward_all_again() -> None:
+    settings: dict[str, Any] = {"num_candidates": 8, "num_rollouts": (2, 32), "block_size": 1, "max_tokens": 6}
+    single, group = Judged(), Valued()
+    one, other = [await ETS(ScriptedBackend(SCRIPT), r, **settings).complete("q", seed=1) for r in (single, group)]
+    assert one.steps == other.steps
+    drawn = one.steps[0].num_rollouts * len(set(one.steps[0].candidates))
+    assert drawn > 4
+    distinct = [
+        rollout
+        for step in one.steps
+        for line in dict(zip(step.candidates, step.rollouts, strict=True)).values()
+        for rollout in line
+    ]
+    assert sum(len(asked) for asked in single.asked) == len(distinct)
+    assert sum(len(asked) for asked in group.asked) > len(distinct)
+
+
+async def test_a_range_that_needs_no_more_is_its_low_end() -> None:
+    same = Silent(scores=lambda c: [1.0] * len(c))
+    same.maximum = 1.0
+    settings: dict[str, Any] = {"num_candidates": 6, "block_size": 2, "max_tokens": 6}
+    fixed = await ETS(ScriptedBackend(SCRIPT), same, num_rollouts=3, **settings).complete("q", seed=4)
+    ranged = await ETS(ScriptedBackend(SCRIPT), same, num_rollouts=(3, 48), **settings).complete("q", seed=4)
+    assert ranged.steps == fixed.steps
+    assert ranged.usage.rollout_tokens == fixed.usage.rollout_tokens
+    assert ranged.usage.saved_tokens == 15 * fixed.usage.rollout_tokens
+    assert fixed.usage.saved_tokens == 0
+
+
+async def test_several_chains_tell_what_they_did() -> None:
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(), num_candidates=3, num_rollouts=2, block_size=1, max_tokens=6)
+    for seed in range(20):
+        events = [event async for event in ets.stream("q", seed=seed, num_chains=5, kl_coef=0.3)]
+        last = events[-1]
+        assert isinstance(last, Finished)
+        result = last.result
+        assert result.text in SCRIPT
+        assert result.reward == VALUES[result.text]
+        committed = [event for event in events if isinstance(event, BlockCommitted)]
+        assert "".join(event.delta for event in committed) == committed[-1].text == result.text
+        for step in result.steps:
+            assert len(step.kept) == 5
+            assert set(step.chains) == set(range(5))
+            assert len(step.candidates) == len(step.weights) == len(step.chains) <= 15
+            assert sum(step.weights) == pytest.approx(1)
+            assert step.chosen in step.kept
+            assert step.resampled or [step.chains[place] for place in step.kept] == list(range(5))
+        for number, step in enumerate(result.steps[1:], start=1):
+            before = result.steps[number - 1]
+            ended = [chain for chain, place in enumerate(before.kept) if before.finished[place]]
+            assert all(step.chains.count(chain) == (1 if chain in ended else 3) for chain in range(5))
+
+
+async def test_one_chain_is_the_run_of_before() -> None:
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(), num_candidates=3, num_rollouts=2, block_size=2, max_tokens=6)
+    for seed in range(10):
+        result = await ets.complete("q", seed=seed, num_chains=1)
+        assert {place for step in result.steps for place in step.chains} == {0}
+        assert all(step.kept == [step.chosen] and not step.resampled for step in result.steps)
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 1e-300, 0.05, 1e9])
+async def test_no_kl_coef_overflows_with_several_chains(kl_coef: float) -> None:
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(), num_candidates=8, num_rollouts=24, block_size=1, max_tokens=6)
+    results = await ets.complete_many(["q"] * 60, seed=0, num_chains=6, kl_coef=kl_coef)
+    texts = Counter(result.text for result in results if isinstance(result, Result))
+    assert texts.total() == 60
+    if kl_coef < 1e-3:
+        assert texts["go left then down"] >= 58, "only the best response is left"
+
+
+async def test_chains_that_fail_end_together() -> None:
+    class Failing(ScriptedBackend):
+        async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
+            if seed % 3 == 0:
+                raise BackendError("connection refused")
+            return await super().extend(state, n, tokens=tokens, seed=seed)
+
+    ets = ETS(Failing(SCRIPT, delay=5), Valued(), num_chains=8, max_tokens=6, block_size=1)
+    before = asyncio.all_tasks()
+    with pytest.raises(BackendError, match="connection refused"):
+        await ets.complete("q", seed=0)
+    assert asyncio.all_tasks() == before
+
+
+async def test_several_chains_keep_a_deadline() -> None:
+    backend = ScriptedBackend(SCRIPT, delay=0.05)
+    ets = ETS(backend, Valued(), num_chains=4, num_candidates=4, block_size=1, max_tokens=6)
+    for seed in range(3):
+        text = ""
+        async for event in ets.stream("q", seed=seed, timeout=0.2):
+            if isinstance(event, BlockCommitted):
+                text = event.text
+            elif isinstance(event, Finished):
+                assert event.result.cut_short
+                assert event.result.text in SCRIPT
+                assert event.result.text.startswith(text), "what all chains agree on is never taken back"
+    assert backend.active == 0
+
+
+async def test_the_normaliser_is_reported_where_it_exists() -> None:
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(), num_candidates=64, num_rollouts=16, block_size=2, max_tokens=6)
+    exact = math.log(sum(p * math.exp(VALUES[text] / 0.5) for text, p in SCRIPT.items()))
+    result = await ets.complete("q", seed=0, kl_coef=0.5)
+    assert result.log_normalizer == pytest.approx(exact, abs=0.25)
+    assert result.log_normalizer_error is not None
+    assert abs(result.log_normalizer - exact) < 3 * result.log_normalizer_error
+    greedy = await ets.complete("q", seed=0, kl_coef=0)
+    assert (greedy.log_normalizer, greedy.log_normalizer_error) == (None, None)
+    silent = await ets.complete("q", seed=0, reward=Silent(ValueError("no")))
+    assert silent.log_normalizer is None

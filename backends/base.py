@@ -59,7 +59,15 @@ class SamplingParams:
     @property
     def truncated(self) -> bool:
         """Whether some tokens can never be drawn (top-p, top-k or greedy decoding)."""
-        return self.top_p < 1 or self.top_k > 0 or self.temperature == 0
+        return self.top_p < 1 or self.top_k > 0 or self.greedy
+
+    @property
+    def greedy(self) -> bool:
+        """Whether only the most probable token is ever drawn.
+
+        So it is below the smallest normal float32 already: logits cannot be divided by less.
+        """
+        return self.temperature < float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

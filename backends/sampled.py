@@ -18,7 +18,7 @@ def sampled_log_probabilities(logits: Floats, params: SamplingParams) -> Floats:
     """
     order = np.argsort(-logits, kind="stable")
     kept = np.zeros(len(logits), dtype=bool)
-    if params.temperature == 0:
+    if params.greedy:
         kept[order[0]] = True
         return np.where(kept, 0.0, -np.inf)
     with np.errstate(over="ignore"):

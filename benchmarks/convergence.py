@@ -269,7 +269,7 @@ def main() -> None:
     """Run everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--repetitions", type=int, default=2000, help="runs per cell; twice as many with exact energies"
+        "--repetitions", type=int, default=1500, help="runs per cell; twice as many with exact energies"
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--out", type=Path, default=Path("convergence"), help="folder for plot and tables")

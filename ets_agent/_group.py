@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -45,13 +45,13 @@ class Candidate:
     Attributes:
         state: The state.
         chain: The first chain that drew it.
-        copies: How often it was drawn.
+        masses: For each time that it was drawn, the vote mass of that draw.
         rollouts: The complete responses that follow from it; a finished one is its own.
     """
 
     state: State
     chain: int
-    copies: int
+    masses: list[float] = field(default_factory=list)
     rollouts: list[Rollout] = field(default_factory=list)
 
 
@@ -61,25 +61,37 @@ class Group:
     Args:
         states: What was drawn, one entry per draw.
         owners: Number of the chain that each of them continues.
+        masses: Vote mass of each chain's draws, by chain; 1 for a single chain.
         share: Whether identical unfinished states share rollouts. Finished ones always do: theirs has no noise.
+        known: Finished states of earlier steps, with what was found out about them.
     """
 
-    def __init__(self, states: Sequence[State], owners: Sequence[int], *, share: bool = True) -> None:
+    def __init__(
+        self,
+        states: Sequence[State],
+        owners: Sequence[int],
+        *,
+        masses: Sequence[float] = (1.0,),
+        share: bool = True,
+        known: Mapping[State, Rollout] = MappingProxyType({}),
+    ) -> None:
         """Find out which draws are the same."""
         self.states = states
         self.owners: Indices = np.array(owners, dtype=np.intp)
+        self.candidates: list[Candidate] = []
+        self.source: list[int] = []
+        """For each draw the place of its candidate."""
         places: dict[object, int] = {}
-        self.source = [
-            places.setdefault(state if share or state.finished else (state, draw), len(places))
-            for draw, state in enumerate(states)
-        ]
-        counts = Counter(self.source)
-        firsts = [self.source.index(place) for place in range(len(places))]
-        self.candidates = [Candidate(states[first], owners[first], counts[self.source[first]]) for first in firsts]
+        for draw, (state, owner) in enumerate(zip(states, owners, strict=True)):
+            place = places.setdefault(state if share or state.finished else (state, draw), len(places))
+            if place == len(self.candidates):
+                self.candidates.append(Candidate(state, owner))
+            self.candidates[place].masses.append(masses[owner])
+            self.source.append(place)
         for candidate in self.candidates:
             if candidate.state.finish_reason is not None:
                 itself = Completion(text=candidate.state.text, finish_reason=candidate.state.finish_reason)
-                candidate.rollouts.append(Rollout(itself))
+                candidate.rollouts.append(known.get(candidate.state) or Rollout(itself))
 
     @property
     def unfinished(self) -> list[Candidate]:
@@ -94,9 +106,9 @@ class Group:
     def votes(self, estimator: energy.Estimator) -> list[tuple[Rollout, Completion]]:
         """Return what the reward gets to see, with the rollout whose reward it decides; failed draws are left out.
 
-        Every draw of a candidate has the same mass in the group. A finished one appears as often as it was drawn, with
-        the weight of K rollouts each time; the rollouts of an unfinished one weigh as many draws as it has, times their
-        importance weights.
+        Every draw of a candidate has the mass of its chain's draws, whether it is finished or not. A finished one
+        appears as often as it was drawn, with the weight of K rollouts each time; the rollouts of an unfinished one
+        weigh as much as all of its draws, times their importance weights.
         """
         log_rollouts = math.log(max((len(candidate.rollouts) for candidate in self.unfinished), default=1))
         ratios = self._table(lambda rollout: math.nan if rollout.failed else rollout.log_ratio)
@@ -105,10 +117,13 @@ class Group:
         for candidate, line in zip(self.candidates, log_weights, strict=True):
             if candidate.state.finished:
                 (rollout,) = candidate.rollouts
-                entries += [(rollout, rollout.completion.weighted(log_rollouts))] * candidate.copies
-            else:
                 entries += [
-                    (rollout, rollout.completion.weighted(math.log(candidate.copies) + float(log_weight)))
+                    (rollout, rollout.completion.weighted(log_rollouts + math.log(mass))) for mass in candidate.masses
+                ]
+            else:
+                log_mass = math.log(sum(candidate.masses))
+                entries += [
+                    (rollout, rollout.completion.weighted(log_mass + float(log_weight)))
                     for rollout, log_weight in zip(candidate.rollouts, line, strict=False)
                     if not rollout.failed
                 ]

@@ -17,8 +17,10 @@ def check_proposal_settings(config: ETSConfig, *, proposal: bool) -> None:
         ConfigError: The proposal would be truncated; or a setting is about a proposal, and there is none.
     """
     if not proposal:
-        if config.proposal_temperature is not None:
-            raise ConfigError(f"proposal_temperature is {config.proposal_temperature}, but there is no proposal")
+        for name in ("proposal_temperature", "estimator"):
+            value, default = getattr(config, name), ETSConfig.model_fields[name].default
+            if value != default:
+                raise ConfigError(f"{name} is {value}, but there is no proposal; allowed without one: {default}")
         return
     if config.proposal_sampling.truncated:
         raise ConfigError(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from backends import Backend, Completion, Prompt, SamplingParams, State
+from backends import Backend, BackendError, Completion, Prompt, PromptError, SamplingParams, State
 from ets_agent._group import Candidate, Rollout
 
 
@@ -80,8 +80,15 @@ class ProposalRollouts:
         """The proposal's states by the reference's: those that chains or candidates stand on."""
 
     async def begin(self, prompt: Prompt, start: State, *, max_tokens: int) -> None:
-        """Begin the same response with the proposal."""
-        self._twins = {start: await self._proposal.begin(prompt, max_tokens=max_tokens, params=self._params)}
+        """Begin the same response with the proposal.
+
+        Raises:
+            backends.PromptError: The proposal cannot take this prompt, or not at this length.
+        """
+        try:
+            self._twins = {start: await self._proposal.begin(prompt, max_tokens=max_tokens, params=self._params)}
+        except PromptError as error:
+            raise type(error)(f"the proposal refuses the prompt: {error}") from error
 
     async def draw(self, candidates: Sequence[Candidate], parents: Sequence[State], n: int, *, seed: int) -> None:
         """Add n rollouts to each of some unfinished candidates."""
@@ -93,6 +100,8 @@ class ProposalRollouts:
         drawn = [[_checked(c) for c in group] for group in await self._proposal.rollout(twins, n, seed=seed)]
         usable = [[c for c in group if c.finish_reason != "error"] for group in drawn]
         scores = await self._reference.score([candidate.state for candidate in candidates], usable)
+        if [len(line) for line in scores] != [len(group) for group in usable]:
+            raise BackendError(f"{self._reference.name} did not return one score for each completion")
         self.scored_tokens += sum(len(completion.token_ids) for group in usable for completion in group)
         for candidate, completions, line in zip(candidates, drawn, scores, strict=True):
             scored = iter(line)

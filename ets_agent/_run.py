@@ -84,6 +84,7 @@ class Run:
         self._steps: list[StepTrace] = []
         self._warnings: list[str] = []
         self._ceiling = self._reward.maximum
+        self._known: dict[State, Rollout] = {}
         self._text = ""
         self._best: Rollout | None = None
 
@@ -105,17 +106,17 @@ class Run:
         start = await self._within(
             self._backend.begin(self._prompt, max_tokens=config.max_tokens, params=config.sampling)
         )
-        await self._within(self._source.begin(self._prompt, start, max_tokens=config.max_tokens))
-        states = [start] * config.num_chains
+        if len(blocks) > 1:  # Otherwise there is nothing to roll out.
+            await self._within(self._source.begin(self._prompt, start, max_tokens=config.max_tokens))
+        states, weights = [start] * config.num_chains, np.full(config.num_chains, 1 / config.num_chains)
         log_factors = np.zeros(config.num_chains)
+        del start  # Its cache is to go when no chain stands on it any more.
         for index, block in enumerate(blocks):
             step = index + 1
             yield StepStarted(step=step, num_steps=len(blocks), text=self._text)
             extend_seed, rollout_seed, choice_seed = row_seeds(self._seed, 3, index)
-            group = await self._draw_candidates(states, block, extend_seed)
+            group = await self._draw_candidates(states, weights, block, extend_seed)
             estimate, problems = await self._weigh(group, states, log_factors, rollout_seed)
-            if index == 0 and config.kl_coef > 0 and estimate.judged.any():
-                self._log_normalizer = energy.log_normalizer(estimate, group.source)
             check = group.check_proposal() if self._proposal is not None else None
             for message in [*problems, *([check.verdict] if check is not None and check.verdict is not None else [])]:
                 self._warnings.append(message)
@@ -127,10 +128,10 @@ class Run:
                 estimate, pooled, group.owners, rng, chains=len(states), threshold=config.ess_threshold
             )
             texts, states = [state.text for state in states], [group.states[place] for place in move.chosen]
-            log_factors = move.log_factors
+            log_factors, weights = move.log_factors, move.weights
             over = all(state.finished for state in states)
-            # While chains go on, the heaviest one stands for all of them; at the end one of their answers is drawn.
-            chain = energy.select(move.weights, rng) if over and len(states) > 1 else int(move.weights.argmax())
+            # While chains go on, the heaviest state stands for all of them; at the end one of their answers is drawn.
+            chain = energy.select(weights, rng) if over and len(states) > 1 else _heaviest(states, weights)
             chosen = move.chosen[chain]
             trace = step_trace(
                 step,
@@ -143,21 +144,30 @@ class Run:
                 answer=self._answer,
             )
             self._steps.append(trace)
-            self._best = group.best(pooled, chosen) or self._best
-            yield CandidatesWeighed(trace=trace)
-
             committed = states[chain].text if over else _common_beginning([state.text for state in states])
             delta, self._text = committed[len(self._text) :], committed
+            best = group.best(pooled, chosen)
+            if best is not None or (self._best and not self._best.completion.text.startswith(committed)):
+                self._best = best
+            yield CandidatesWeighed(trace=trace)
             yield BlockCommitted(step=step, delta=delta, text=committed)
             if over:
                 yield Finished(result=self._finished(states[chain], group.candidates[group.source[chosen]].rollouts[0]))
                 return
             self._source.keep(states)
+            self._known = {
+                state: group.candidates[group.source[place]].rollouts[0]
+                for state, place in zip(states, move.chosen, strict=True)
+                if state.finished
+            }
             del group  # With the states, the backend's caches of what was not chosen go.
         raise AssertionError("the last block uses up the budget, which finishes every response")
 
-    async def _draw_candidates(self, states: Sequence[State], block: int, seed: int) -> Group:
-        """Draw M successors of every chain's state; a finished chain stays as it is, once."""
+    async def _draw_candidates(self, states: Sequence[State], weights: energy.Floats, block: int, seed: int) -> Group:
+        """Draw M successors of every chain's state; a finished chain stays as it is, once.
+
+        The draws of a chain have its weight as vote mass, be they one or M; those of a single chain have 1 each.
+        """
         seeds = [seed, *row_seeds(seed, len(states) - 1)]  # The first chain's is that of a run with one chain.
         counts = [1 if state.finished else self._config.num_candidates for state in states]
         calls = [
@@ -170,7 +180,9 @@ class Run:
         self._candidate_tokens += sum(
             candidate.num_tokens - states[chain].num_tokens for candidate, chain in zip(candidates, owners, strict=True)
         )
-        return Group(candidates, owners, share=self._config.share_rollouts)
+        total = self._config.num_candidates * len(states)
+        masses = [total * float(weight) / count for weight, count in zip(weights, counts, strict=True)]
+        return Group(candidates, owners, masses=masses, share=self._config.share_rollouts, known=self._known)
 
     async def _weigh(
         self, group: Group, states: Sequence[State], log_factors: energy.Floats, seed: int
@@ -178,7 +190,8 @@ class Run:
         """Roll out, judge and estimate, in rounds while the selection is uncertain; return also what went wrong.
 
         Every unfinished candidate gets as many rollouts as any other, and whether there is another round is decided on
-        all of them together. A candidate that got more or less by its own luck would have a biased energy.
+        all of them together: a candidate that got more or less by its own luck would have a biased energy. The larger
+        the group, the less a candidate's own rollouts weigh in that decision.
         """
         config, counts = self._config, self._config.rollout_rounds
         seeds = [seed, *row_seeds(seed, len(counts) - 1)]
@@ -189,6 +202,9 @@ class Run:
                 await self._roll_out(group, states, count, seeds[number])
             problems += [problem for problem in await self._judge(group) if problem not in problems]
             estimate = group.estimate(kl_coef=config.kl_coef, estimator=config.estimator, ceiling=self._ceiling)
+            if number == 0 and not self._steps and config.kl_coef > 0 and estimate.judged.any():
+                # Before any decision: the number of rollouts must not depend on what they show.
+                self._log_normalizer = energy.log_normalizer(estimate, group.source)
             if number + 1 == len(counts) or not group.unfinished:
                 break
             pooled = chains.pool(estimate, group.owners, log_factors)
@@ -229,6 +245,8 @@ class Run:
             except Exception as error:  # A reward is foreign code; whatever it raises costs its verdict, not the run.
                 name = self._reward.name or type(self._reward).__name__
                 problems.append(f"reward {name} failed, its verdicts were left out: {type(error).__name__}: {error}")
+                for rollout, _ in entries:  # Those of an earlier round were about another group.
+                    rollout.reward = None
             else:
                 for (rollout, _), score in zip(entries, scores, strict=True):
                     rollout.reward, rollout.judged = score, True
@@ -302,6 +320,14 @@ async def _all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+def _heaviest(states: Sequence[State], weights: energy.Floats) -> int:
+    """Return the number of a chain on the state that carries the most weight, all chains that stand on it together."""
+    totals: dict[State, float] = {}
+    for state, weight in zip(states, weights.tolist(), strict=True):
+        totals[state] = totals.get(state, 0.0) + weight
+    return max(range(len(states)), key=lambda chain: totals[states[chain]])
 
 
 def _common_beginning(texts: Sequence[str]) -> str:

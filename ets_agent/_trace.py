@@ -43,7 +43,7 @@ def step_trace(
             answer=answer(rollout.completion),
             reward=rollout.reward,
             logprob=rollout.completion.logprob,
-            log_ratio=None if check is None or finished else rollout.log_ratio,
+            log_ratio=None if check is None or finished or rollout.failed else rollout.log_ratio,
             finish_reason=rollout.completion.finish_reason,
         )
 

@@ -36,6 +36,8 @@ def _check_rollouts(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
         found: int | tuple[int, int] = check(value)
     except ValidationError:
         found = 0
+    if isinstance(value, list | tuple) and any(isinstance(number, bool) for number in value):
+        found = 0
     if min(found if isinstance(found, tuple) else (found,)) < 1 or (isinstance(found, tuple) and found[0] > found[1]):
         raise ValueError("allowed: a number of at least 1, or (low, high), at least 1 and in this order")
     return found

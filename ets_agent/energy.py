@@ -204,7 +204,7 @@ def log_normalizer(estimate: Estimate, source: Sequence[int]) -> tuple[float, fl
         source: Per candidate the number of its rollouts' set; candidates of one number share rollouts.
 
     Returns:
-        The estimate (nats) and its standard error, None where a single candidate does not tell.
+        The estimate (nats) and its standard error, None where it cannot be told, as from a single candidate.
     """
     count = int(estimate.judged.sum())
     total = log_sum_exp(estimate.log_energies, axis=0)
@@ -216,10 +216,10 @@ def log_normalizer(estimate: Estimate, source: Sequence[int]) -> tuple[float, fl
     ratios = count * self_normalised(estimate.log_energies)[estimate.judged]
     variance = float(ratios.var(ddof=1)) / count
     # Candidates that share rollouts share their error too, which the spread of the energies does not show.
-    for place, copies in Counter(source).items():
-        error = estimate.errors[source.index(place)]
-        variance += (copies * copies - copies) * error * error
-    return value, math.sqrt(variance)
+    shared = {place: copies for place, copies in Counter(source).items() if copies > 1}
+    for place, copies in shared.items():
+        variance += (copies * copies - copies) * float(estimate.errors[source.index(place)]) ** 2
+    return value, math.sqrt(variance) if math.isfinite(variance) else None
 
 
 def selection_error(estimate: Estimate, source: Sequence[int]) -> float:
@@ -250,9 +250,9 @@ def self_normalised(log_weights: Floats) -> Floats:
 
 
 def log_sum_exp(values: Floats, *, axis: int) -> Floats:
-    """Return log Σ exp(values) along an axis; minus infinity where there is nothing else."""
+    """Return log Σ exp(values) along an axis; infinite where a value is plus infinity, or all are minus infinity."""
     largest = np.max(values, axis=axis, keepdims=True)
-    largest = np.where(np.isneginf(largest), 0.0, largest)
+    largest = np.where(np.isinf(largest), 0.0, largest)
     with np.errstate(divide="ignore"):
         total: Floats = np.log(np.exp(values - largest).sum(axis=axis)) + np.squeeze(largest, axis=axis)
     return total

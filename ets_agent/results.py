@@ -29,7 +29,7 @@ class RolloutTrace(_Record):
     logprob: float | None
     """Log-probability of the rollout's own tokens under the model that drew it (nats)."""
     log_ratio: float | None = None
-    """log ρ: how much more probable they are under the reference (nats); None where the reference drew them."""
+    """log ρ: how much more probable they are under the reference (nats); None where no proposal has drawn them."""
     finish_reason: FinishReason
     """Why it ended; ``error`` marks a failed draw, which was left out."""
 
@@ -71,8 +71,8 @@ class StepTrace(_Record):
     ess: float
     """Effective sample size of the weights, 1 to their number."""
     chosen: int
-    """Index of the candidate that was drawn; with several chains, the one of the heaviest chain, and at the end that
-    of the chain whose answer was drawn."""
+    """Index of the candidate that was drawn; with several chains, the one on which the most weight stands, and at the
+    end that of the chain whose answer was drawn."""
     chains: list[int] = []
     """Number of the chain, from 0, that each candidate continues."""
     kept: list[int] = []
@@ -130,7 +130,8 @@ class Result(_Record):
     seed: int
     """The same seed, settings and model give the same response, where the backend can seed."""
     log_normalizer: float | None = None
-    """Estimate of log E_ref[exp(r / λ)] (nats) from the first step; None for λ = 0 and where nothing was judged."""
+    """Estimate of log E_ref[exp(r / λ)] (nats) from the first step's candidates and their first round of rollouts; None
+    for λ = 0 and where nothing was judged."""
     log_normalizer_error: float | None = None
     """Its standard error (nats), where one can be given."""
     model: str

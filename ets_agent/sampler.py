@@ -59,7 +59,7 @@ class ETS:
         config: ETSConfig | None = None,
         **settings: Any,
     ) -> None:
-        """Check everything before anything is loaded."""
+        """Check the settings before a model is loaded, and the models before anything is drawn."""
         if config is not None and not isinstance(config, ETSConfig):
             raise ConfigError(f"config must be an ETSConfig, not {type(config).__name__}")
         if not isinstance(backend, str | Backend):

@@ -354,3 +354,15 @@ def test_the_normaliser_is_the_mean_energy() -> None:
     assert energy.log_normalizer(impossible, [0, 1]) == (MINUS_INFINITY, None)
     nan, _ = energy.log_normalizer(energy.estimate(np.array([[math.nan]]), kl_coef=0.5), [0])
     assert math.isnan(nan)
+
+
+def test_the_normaliser_has_no_error_where_none_can_be_told() -> None:
+    ratios = np.array([[0.0, 0.0], [MINUS_INFINITY, MINUS_INFINITY], [0.1, 0.2]])
+    value, error = energy.log_normalizer(energy.estimate(np.zeros((3, 2)), kl_coef=0.1, log_ratios=ratios), [0, 1, 2])
+    assert math.isfinite(value)
+    assert error is None or math.isfinite(error)
+    _, shared = energy.log_normalizer(energy.estimate(np.zeros((3, 2)), kl_coef=0.1, log_ratios=ratios), [0, 1, 1])
+    assert shared is None or math.isfinite(shared)
+    tiny = energy.estimate(np.array([[1.0], [0.5], [1.0]]), kl_coef=5e-324)
+    assert energy.log_normalizer(tiny, [0, 1, 2]) == (math.inf, None)
+    assert tiny.weights.tolist() == [0.5, 0, 0.5]

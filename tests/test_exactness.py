@@ -71,11 +71,11 @@ async def run_exactly(model: EnumerableBackend, count: int, **settings: Any) -> 
 @pytest.mark.parametrize("diffusion", [False, True], ids=["autoregressive", "diffusion"])
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
 async def test_with_exact_energies_the_distance_falls_with_the_candidates(diffusion: bool, num_steps: int) -> None:
-    model, count = EnumerableBackend.random(5, diffusion=diffusion), 800
+    model, count = EnumerableBackend.random(5, diffusion=diffusion), 500
     exact = await optimum(model)
     distances = [
         distance(texts(await run_exactly(model, count, num_candidates=m, num_steps=num_steps)), exact)
-        for m in (1, 4, 16, 64)
+        for m in (1, 4, 16, 48)
     ]
     floor = noise_floor(exact, count)
     assert distances[0] == pytest.approx(distance(await reference(model), exact), abs=3 * floor), "M = 1 is p_ref"
@@ -88,7 +88,7 @@ async def test_with_exact_energies_the_distance_falls_with_the_candidates(diffus
 @pytest.mark.parametrize("num_steps", [2, 4])
 @pytest.mark.parametrize("temperature", [0.6, 1.5])
 async def test_rollouts_estimate_the_energies(diffusion: bool, num_steps: int, temperature: float) -> None:
-    model, count = EnumerableBackend.random(8, diffusion=diffusion), 800
+    model, count = EnumerableBackend.random(8, diffusion=diffusion), 400
     exact = await optimum(model, temperature=temperature)
     settings: dict[str, Any] = {"num_steps": num_steps, "temperature": temperature, "num_rollouts": 8}
     found = distance(texts(await sample(model, count, num_candidates=32, **settings)), exact)
@@ -200,7 +200,7 @@ async def test_the_wrong_ratios_without_a_mistake_are_right(monkeypatch: pytest.
 
 @pytest.mark.parametrize("estimator", ["unbiased", "truncated", "self_normalized"])
 async def test_a_diffusion_model_takes_a_proposal_of_the_same_schedule(estimator: str) -> None:
-    model, count = EnumerableBackend.random(11, diffusion=True), 700
+    model, count = EnumerableBackend.random(11, diffusion=True), 400
     proposal = model.perturbed(1.0, seed=3)
     exact = await optimum(model, temperature=1.2)
     settings: dict[str, Any] = {"num_candidates": 32, "num_rollouts": 16, "num_steps": 2, "temperature": 1.2}
@@ -241,7 +241,7 @@ async def test_a_proposal_of_another_temperature_is_weighed_for_it() -> None:
 
 async def chain_distances(num_chains: int, **settings: Any) -> tuple[float, float, list[Result]]:
     """Distance to p* with two candidates a chain and exact energies, the noise floor, and the results."""
-    model, count = EnumerableBackend.random(9), 500
+    model, count = EnumerableBackend.random(9), 400
     exact = await optimum(model)
     results = await run_exactly(model, count, num_candidates=2, num_chains=num_chains, **settings)
     return distance(texts(results), exact), noise_floor(exact, count), results
@@ -272,7 +272,7 @@ async def test_chains_that_forget_their_weights_are_found_out(monkeypatch: pytes
 
 
 async def test_chains_work_with_estimated_energies_and_with_a_proposal() -> None:
-    model, count = EnumerableBackend.random(10), 400
+    model, count = EnumerableBackend.random(10), 250
     exact = await optimum(model)
     settings: dict[str, Any] = {"num_candidates": 2, "num_rollouts": 8, "num_steps": 4, "num_chains": 24}
     for proposal in (None, model.perturbed(0.5, seed=1)):
@@ -333,31 +333,29 @@ async def rate_of_success(reward: Rare, num_rollouts: Any, *, num_candidates: in
         temperature=1.5,
         kl_coef=0.2,
     )
-    results = await ets.complete_many(["q"] * 300, seed=2, concurrency=1)
+    results = await ets.complete_many(["q"] * 200, seed=2, concurrency=1)
     done = [result for result in results if isinstance(result, Result)]
     return float(np.mean([result.reward for result in done])), done
 
 
-@pytest.mark.parametrize("maximum", [None, 1.0], ids=["maximum unknown", "maximum known"])
-async def test_adaptive_rollouts_go_on_while_a_rare_success_may_be_unseen(maximum: float | None) -> None:
-    """Success has probability 0.02 under the model and 0.78 under p*; two rollouts a candidate mostly miss it."""
-    reward = Rare(0.97, maximum=maximum)
-    few, _ = await rate_of_success(reward, 2, num_candidates=48)
-    many, _ = await rate_of_success(reward, 32, num_candidates=48)
-    adaptive, _ = await rate_of_success(reward, (2, 32), num_candidates=48)
-    assert many - few > 0.2
-    assert abs(adaptive - many) < 0.06
+async def test_adaptive_rollouts_go_on_while_a_rare_success_may_be_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Success has probability 0.02 under the model and 0.78 under p*; two rollouts a candidate mostly miss it.
 
-
-async def test_a_rule_for_every_candidate_of_its_own_would_change_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    A rule that looks at each candidate's own rollouts stops there, and so changes the target.
+    """
+    few, _ = await rate_of_success(Rare(0.97), 2, num_candidates=48)
     many, _ = await rate_of_success(Rare(0.97), 32, num_candidates=48)
+    assert many - few > 0.15
+    for maximum in (None, 1.0):
+        adaptive, _ = await rate_of_success(Rare(0.97, maximum=maximum), (2, 32), num_candidates=48)
+        assert abs(adaptive - many) < 0.08
     monkeypatch.setattr("ets_agent.sampler.Run", Hasty)
     hasty, _ = await rate_of_success(Rare(0.97), (2, 32), num_candidates=48)
-    assert hasty < many - 0.2
+    assert hasty < many - 0.15
 
 
 async def test_adaptive_rollouts_keep_the_target_and_save_tokens_where_the_choice_is_clear() -> None:
-    model, count = EnumerableBackend.random(8, letters="abc"), 700
+    model, count = EnumerableBackend.random(8, letters="abc"), 400
     exact = await optimum(model, temperature=1.5)
     settings: dict[str, Any] = {"num_candidates": 32, "num_steps": 4, "temperature": 1.5}
     fixed = await sample(model, count, num_rollouts=32, **settings)
@@ -366,7 +364,7 @@ async def test_adaptive_rollouts_keep_the_target_and_save_tokens_where_the_choic
     spent, full = (sum(result.usage.rollout_tokens for result in results) for results in (adaptive, fixed))
     saved = sum(result.usage.saved_tokens for result in adaptive)
     assert saved > 0.15 * full
-    assert saved == pytest.approx(full - spent, rel=0.1), "what is said to be saved is the difference"
+    assert saved == pytest.approx(full - spent, rel=0.2), "what is said to be saved is the difference"
     steps = [step for result in adaptive for step in result.steps[:-1]]
     assert len({step.num_rollouts for step in steps} - {0}) > 2
     assert not any(step.diagnostics.selection_error > 0.05 for step in steps if 0 < step.num_rollouts < 32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import math
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -15,17 +16,20 @@ import torch
 import backends
 from backends import (
     Backend,
+    BackendError,
     Capabilities,
     CapabilityError,
     Completion,
+    ContextLengthError,
     State,
     Tokenization,
     TokenizerMismatchError,
 )
 from backends.enumerable import EnumerableBackend
 from backends.local import LocalBackend
+from backends.local.cache import Computed
 from backends.scripted import ScriptedBackend
-from ets_agent import ETS, BlockCommitted, ConfigError, ETSConfig, Finished, Result, Warned
+from ets_agent import ETS, ConfigError, ETSConfig, Finished, Result, StepStarted, Warned
 from ets_agent.evaluation import word_problems
 from tests.enumeration import Valued, sample
 
@@ -146,19 +150,35 @@ async def test_nothing_is_computed_twice_by_either_model(pair: tuple[LocalBacken
     assert theirs > length + result.usage.rollout_tokens / 2
 
 
-async def test_the_caches_of_rejected_candidates_go(pair: tuple[LocalBackend, LocalBackend]) -> None:
+@pytest.mark.parametrize("chains", [1, 3])
+async def test_the_caches_of_rejected_candidates_go(pair: tuple[LocalBackend, LocalBackend], chains: int) -> None:
+    """Between steps each model keeps what the chains stand on, and after the run nothing."""
     reference, proposal = pair
     prompt = [{"role": "user", "content": word_problems.problems("test", 1, seed=4)[0].question}]
-    ets = ETS(reference, "self_consistency", proposal, block_size=16, max_tokens=64)
-    async for event in ets.stream(prompt, seed=1):
-        if isinstance(event, BlockCommitted):
-            break
-    start = await reference.begin(prompt, max_tokens=64, params=ETSConfig().sampling)
-    own = await proposal.begin(prompt, max_tokens=64, params=ETSConfig().sampling)
-    (state,) = await reference.extend(start, 1, tokens=4, seed=0)
-    (twin,) = proposal.adopt(own, [state])
-    await proposal.rollout([twin], 1, seed=0)
-    assert twin.prefix.parent is None, "what was computed no longer needs its parent"  # type: ignore[attr-defined]
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(thing) is Computed for thing in gc.get_objects())
+
+    before = alive()
+    ets = ETS(reference, "self_consistency", proposal, block_size=12, max_tokens=60, num_chains=chains)
+    counts = [alive() - before async for event in ets.stream(prompt, seed=1) if isinstance(event, StepStarted)]
+    assert len(counts) > 2
+    assert counts[0] == 0
+    assert max(counts) <= 2 * chains
+    assert min(counts[1:]) >= 2
+    assert alive() == before
+
+
+async def test_tokens_without_an_embedding_are_refused_before_they_reach_the_model(
+    pair: tuple[LocalBackend, LocalBackend],
+) -> None:
+    _, proposal = pair
+    start = await proposal.begin("Hi", max_tokens=4, params=ETSConfig().sampling)
+    (state,) = await proposal.extend(start, 1, tokens=1, seed=0)
+    odd_one = dataclasses.replace(state, token_ids=(proposal._model.vocabulary_size,))
+    with pytest.raises(BackendError, match="has no embedding"):
+        proposal.adopt(start, [odd_one])
 
 
 def tokenization(**changes: Any) -> Tokenization:
@@ -221,7 +241,9 @@ def test_what_a_model_cannot_do_is_refused_at_construction(
         ETS(reference, Valued(), proposal)
 
 
-@pytest.mark.parametrize("settings", [{"top_p": 0.9}, {"top_k": 5}, {"temperature": 0}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"top_p": 0.9}, {"top_k": 5}, {"temperature": 0}, {"temperature": 1e-40}], ids=str
+)
 def test_a_truncated_proposal_is_refused_and_the_remedy_named(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="must be able to draw every token") as caught:
         ETS(MODEL, Valued(), MODEL, **settings)
@@ -239,6 +261,10 @@ def test_what_is_no_proposal_is_refused() -> None:
             ETS(MODEL, Valued(), proposal)
     with pytest.raises(ConfigError, match=r"proposal_temperature is 0\.7, but there is no proposal"):
         ETS(MODEL, Valued(), proposal_temperature=0.7)
+    with pytest.raises(ConfigError, match="estimator is truncated, but there is no proposal"):
+        ETS(MODEL, Valued(), estimator="truncated")
+    with pytest.raises(ConfigError, match="must be able to draw every token"):
+        ETS(MODEL, Valued(), MODEL, proposal_temperature=1e-40)
     with pytest.raises(ConfigError, match="estimator"):
         ETS(MODEL, Valued(), MODEL, estimator="best")
     with pytest.raises(ConfigError, match="proposal_temperature"):
@@ -286,6 +312,27 @@ async def test_scores_that_are_no_log_probabilities_cost_their_rollouts(score: f
     assert all(math.isfinite(weight) for step in result.steps for weight in step.weights)
 
 
+@pytest.mark.parametrize("change", [-1, 1], ids=["too few", "too many"])
+async def test_scores_of_the_wrong_shape_are_an_error(change: int) -> None:
+    class Broken(EnumerableBackend):
+        async def score(self, states: Sequence[State], completions: Any) -> list[list[float]]:
+            return [[*line, 0.0][: len(line) + change] for line in await super().score(states, completions)]
+
+    with pytest.raises(BackendError, match="did not return one score for each completion"):
+        await ETS(Broken.random(1), Valued(), MODEL, **SETTINGS).complete("q", seed=0)
+
+
+async def test_a_prompt_that_the_proposal_refuses_names_the_proposal() -> None:
+    class Choosy(EnumerableBackend):
+        async def begin(self, prompt: Any, *, max_tokens: int, params: Any) -> State:
+            raise ContextLengthError("too long for me")
+
+    ets = ETS(MODEL, Valued(), Choosy.random(1), **SETTINGS)
+    with pytest.raises(ContextLengthError, match="the proposal refuses the prompt: too long for me"):
+        await ets.complete("q", seed=0)
+    assert (await ets.complete("q", seed=0, num_steps=1)).text is not None, "one step does not need it"
+
+
 async def test_a_far_proposal_is_said_to_be_far_in_events_trace_and_result() -> None:
     ets = ETS(MODEL, Valued(), MODEL.perturbed(6.0, seed=2), **SETTINGS | {"num_rollouts": 32})
     said = [event async for event in ets.stream("q", seed=1)]
@@ -319,6 +366,7 @@ async def test_every_step_tells_how_far_its_weights_can_be_trusted() -> None:
         assert (checks.pareto_k is None) or checks.num_ratios >= 25
         assert checks.ratio_ess is None or 0 <= checks.ratio_ess <= checks.num_ratios
     assert any(step.diagnostics.pareto_k is not None for result in results for step in result.steps)
+    assert any(error for result in results for step in result.steps for error in step.log_energy_errors)
     assert Result.model_validate_json(results[0].model_dump_json()) == results[0]
 
 

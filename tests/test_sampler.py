@@ -565,7 +565,9 @@ def test_rollouts_are_a_number_or_a_range(value: Any, low: int, high: int) -> No
     assert ETSConfig.model_validate_json(config.model_dump_json()) == config
 
 
-@pytest.mark.parametrize("value", [0, (0, 2), (4, 2), (1, 2, 3), (), "many", 2.5, None, True, math.nan, [1], (1, "x")])
+@pytest.mark.parametrize(
+    "value", [0, (0, 2), (4, 2), (1, 2, 3), (), "many", 2.5, None, True, math.nan, [1], (1, "x"), (True, 3)]
+)
 def test_what_is_no_number_of_rollouts_is_refused_in_one_sentence(value: Any) -> None:
     with pytest.raises(ConfigError, match="num_rollouts") as caught:
         ETSConfig.build(num_rollouts=value)
@@ -695,3 +697,76 @@ async def test_the_normaliser_is_reported_where_it_exists() -> None:
     assert (greedy.log_normalizer, greedy.log_normalizer_error) == (None, None)
     silent = await ets.complete("q", seed=0, reward=Silent(ValueError("no")))
     assert silent.log_normalizer is None
+
+
+async def test_a_chain_that_has_ended_keeps_its_vote() -> None:
+    """Most of the model says 7; that chains which say so end first must not silence them."""
+    script = {"#### 7": 0.7, "hm hm hm #### 5": 0.3}
+    shares = []
+    for num_chains in (1, 8):
+        ets = ETS(ScriptedBackend(script), block_size=3, max_tokens=9, num_chains=num_chains, kl_coef=0.5)
+        results = await ets.complete_many(["q"] * 300, seed=0)
+        shares.append(sum(result.answer == "5" for result in results if isinstance(result, Result)) / 300)
+    one, many = shares
+    assert 0.05 < one < 0.3
+    assert many < one
+
+
+async def test_a_finished_chain_is_judged_once_by_a_pointwise_reward() -> None:
+    reward = Judged({"a": 0.5, "b c d e f g": 0.4})
+    ets = ETS(ScriptedBackend(["a", "b c d e f g"]), reward, num_chains=4, num_candidates=2, block_size=1, max_tokens=8)
+    longest = 0
+    for seed in range(10):
+        reward.asked.clear()
+        result = await ets.complete("q", seed=seed, num_rollouts=1)
+        asked = Counter(completion.text for group in reward.asked for completion in group)
+        longest = max(longest, len(result.steps))
+        assert asked["a"] <= 2, "as a rollout and as an answer, however many steps follow"
+    assert longest == 7
+
+
+async def test_the_chosen_candidate_is_the_one_on_which_most_chains_stand() -> None:
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(), num_candidates=2, num_rollouts=2, block_size=1, max_tokens=6)
+    seen = 0
+    for seed in range(40):
+        for step in (await ets.complete("q", seed=seed, num_chains=12, kl_coef=0.3)).steps[:-1]:
+            if step.resampled:
+                seen += 1
+                state = {place: (step.candidates[place], step.log_energies[place]) for place in step.kept}
+                standing = Counter(state[place] for place in step.kept)
+                assert standing[state[step.chosen]] == max(standing.values())
+    assert seen > 5
+
+
+async def test_a_reward_that_fails_in_a_later_round_leaves_no_verdicts_of_an_earlier_one() -> None:
+    class Tiring(Valued):
+        async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
+            if len(self.asked) == 1:
+                self.asked.append([])
+                raise ValueError("tired")
+            return await super().score(prompt, completions)
+
+    ets = ETS(ScriptedBackend(SCRIPT), Tiring(), num_rollouts=(2, 64), block_size=2, max_tokens=6)
+    result = await ets.complete("q", seed=0)
+    assert "tired" in result.warnings[0]
+    rewards = [rollout.reward for line in result.steps[0].rollouts for rollout in line]
+    assert None not in rewards, "the third round judged them all"
+
+
+async def test_an_answer_that_contradicts_committed_text_is_not_given() -> None:
+    class Failing(ScriptedBackend):
+        async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+            groups = await super().rollout(states, n, seed=seed)
+            if states[0].num_tokens > 1:
+                return [[Completion(text="", finish_reason="error")] * n for _ in groups]
+            return groups
+
+    backend = Failing(["a b c d e f", "a x c d e f"], delay=0.03)
+    ets = ETS(backend, Silent(scores=lambda c: [1.0] * len(c)), block_size=1, max_tokens=6, timeout=0.14)
+    for seed in range(8):
+        text = ""
+        async for event in ets.stream("q", seed=seed):
+            if isinstance(event, BlockCommitted):
+                text = event.text
+            elif isinstance(event, Finished):
+                assert event.result.text.startswith(text)

@@ -82,6 +82,7 @@ class LocalBackend(BackendContext):
         self._end_tokens = end_tokens(model, tokenizer)
         self._decoder = Decoder(tokenizer, self._end_tokens)
         self._model = Model(model)
+        self._embeddings = self._model.vocabulary_size
         self._engine = Engine(self._model, self._decoder, max_rows=max_rows)
 
     @classmethod
@@ -184,6 +185,9 @@ class LocalBackend(BackendContext):
             ids = other.token_ids
             if ids[: len(own.token_ids)] != own.token_ids or len(ids) != other.num_tokens:
                 raise BackendError(f"the tokens {ids} do not continue the state with {own.token_ids}")
+            # Models of one tokenizer may have more embeddings than it has tokens, and not equally many.
+            if not all(0 <= token < self._embeddings for token in ids):
+                raise BackendError(f"{self._name} has no embedding for one of the tokens {ids}")
             # The text is decoded anew: it may be cut by stop strings of this run's own.
             adopted.append(
                 _LocalState(

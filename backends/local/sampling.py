@@ -24,8 +24,7 @@ class SampledDistribution:
         self._greedy: Tensor | None = None
         self._top_k: Tensor | None = None
         self._top_p: Tensor | None = None
-        # Below the smallest float32 a division would be one by zero; the limit is greedy decoding anyway.
-        greedy = [p.temperature < torch.finfo(torch.float32).tiny for p in params]
+        greedy = [p.greedy for p in params]
         if any(p.temperature != 1 for p in params):
             temperatures = [1.0 if best else p.temperature for p, best in zip(params, greedy, strict=True)]
             self._temperature = torch.tensor(temperatures, device=device)[:, None]

@@ -156,9 +156,9 @@ def load_models(
         raise
 
 
-def prompt_from(question: str, *, backend: Backend, raw: bool) -> Prompt:
-    """Return a question as one chat message, or as plain text where that is wanted or all that the model takes."""
-    if raw or not backend.capabilities.chat:
+def prompt_from(question: str, *models: Backend | None, raw: bool) -> Prompt:
+    """Return a question as one chat message, or as plain text where that is wanted or all that a model takes."""
+    if raw or not all(model.capabilities.chat for model in models if model is not None):
         return question
     return [{"role": "user", "content": question}]
 

@@ -63,7 +63,7 @@ def solve_command(
             backend, helper = options.load_models(
                 model, proposal, device=device, dtype=dtype, on_load=lambda name: display.note(f"loading {name}")
             )
-            prompt = options.prompt_from(text, backend=backend, raw=raw)
+            prompt = options.prompt_from(text, backend, helper, raw=raw)
             result = running.run(_solve(backend, helper, judge, prompt, config, display))
         for message in result.warnings:
             errors.warn(message)

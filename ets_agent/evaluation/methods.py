@@ -200,7 +200,9 @@ def make(name: str, setup: Setup) -> Method:
     """
     method = METHODS[name]
     if not method.uses_proposal:
-        setup = dataclasses.replace(setup, proposal=None, config=setup.config.replace(proposal_temperature=None))
+        setup = dataclasses.replace(
+            setup, proposal=None, config=setup.config.replace(proposal_temperature=None, estimator="unbiased")
+        )
     if not method.uses_samples:
         setup = dataclasses.replace(setup, samples=None)
     return method(setup)

@@ -85,7 +85,8 @@ async def evaluate(
         raise ConfigError(f"concurrency is {concurrency}; allowed: at least 1")
     settings = (config or ETSConfig()).replace(seed=seed)
     check_proposal_settings(settings, proposal=proposal is not None)
-    as_chat = backend.capabilities.chat if chat is None else chat
+    both = backend.capabilities.chat and (proposal is None or proposal.capabilities.chat)
+    as_chat = both if chat is None else chat
     judge = rewards.build(reward)
     setup = Setup(backend=backend, reward=judge, config=settings, proposal=proposal, samples=n)
     try:

@@ -157,7 +157,7 @@ def test_both_models_are_closed(ets: Ets, loader: Loader, closed: list[str]) -> 
 def test_a_pair_that_does_not_fit_is_an_error_and_both_are_closed(ets: Ets, loader: Loader, closed: list[str]) -> None:
     loader.make = iter([loader.make(), EnumerableBackend.random(7, letters="xyz")]).__next__
     outcome = ets("solve", QUESTION, "--proposal", "hf/small")
-    assert outcome.exit_code == 1
+    assert outcome.exit_code == 2
     assert "do not have the same tokenizer" in outcome.stderr
     assert sorted(closed) == ["enumerable-0", "enumerable-7"]
 

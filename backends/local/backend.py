@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self, TypeVar
@@ -20,6 +20,7 @@ from backends.base import (
     BackendContext,
     Capabilities,
     Completion,
+    FinishReason,
     Prompt,
     SamplingParams,
     State,
@@ -188,19 +189,8 @@ class LocalBackend(BackendContext):
             # Models of one tokenizer may have more embeddings than it has tokens, and not equally many.
             if not all(0 <= token < self._embeddings for token in ids):
                 raise BackendError(f"{self._name} has no embedding for one of the tokens {ids}")
-            # The text is decoded anew: it may be cut by stop strings of this run's own.
-            adopted.append(
-                _LocalState(
-                    text=self._decoder.text(ids, own.params.stop, finished=other.finished),
-                    num_tokens=len(ids),
-                    finish_reason=other.finish_reason,
-                    prompt_ids=own.prompt_ids,
-                    token_ids=ids,
-                    params=own.params,
-                    max_tokens=own.max_tokens,
-                    prefix=own.prefix if ids == own.token_ids else Prefix(own.prompt_ids + ids, parent=own.prefix),
-                )
-            )
+            prefix = own.prefix if ids == own.token_ids else Prefix(own.prompt_ids + ids, parent=own.prefix)
+            adopted.append(self._continued(own, ids, other.finish_reason, prefix))
         return adopted
 
     async def score(self, states: Sequence[State], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
@@ -241,15 +231,19 @@ class LocalBackend(BackendContext):
 
     def _successor(self, state: _LocalState, row: Row) -> _LocalState:
         ids = state.token_ids + tuple(row.drawn)
-        return _LocalState(
-            text=self._decoder.text(ids, state.params.stop, finished=row.finish_reason is not None),
+        return self._continued(state, ids, row.finish_reason, row.successor or Prefix(state.prompt_ids + ids))
+
+    def _continued(
+        self, state: _LocalState, ids: tuple[int, ...], finish_reason: FinishReason | None, prefix: Prefix
+    ) -> _LocalState:
+        """Return a later state of the same response, with these tokens."""
+        return replace(
+            state,
+            text=self._decoder.text(ids, state.params.stop, finished=finish_reason is not None),
             num_tokens=len(ids),
-            finish_reason=row.finish_reason,
-            prompt_ids=state.prompt_ids,
             token_ids=ids,
-            params=state.params,
-            max_tokens=state.max_tokens,
-            prefix=row.successor or Prefix(state.prompt_ids + ids),
+            finish_reason=finish_reason,
+            prefix=prefix,
         )
 
     def _completion(self, state: _LocalState, row: Row) -> Completion:

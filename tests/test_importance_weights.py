@@ -42,7 +42,7 @@ async def weigh(
     params = SamplingParams(temperature=temperature)
     start = await reference.begin(prompt, max_tokens=tokens + left, params=params)
     drawn = dict.fromkeys(await reference.extend(start, 8, tokens=tokens, seed=1))
-    candidates = [Candidate(state, chain=0, copies=1) for state in drawn if not state.finished][:2]
+    candidates = [Candidate(state, chain=0) for state in drawn if not state.finished][:2]
     source = ProposalRollouts(reference, proposal, params)
     await source.begin(prompt, start, max_tokens=tokens + left)
     await source.draw(candidates, [start], count, seed=2)

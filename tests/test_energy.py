@@ -366,3 +366,14 @@ def test_the_normaliser_has_no_error_where_none_can_be_told() -> None:
     tiny = energy.estimate(np.array([[1.0], [0.5], [1.0]]), kl_coef=5e-324)
     assert energy.log_normalizer(tiny, [0, 1, 2]) == (math.inf, None)
     assert tiny.weights.tolist() == [0.5, 0, 0.5]
+
+
+def test_copies_that_share_rollouts_share_their_error() -> None:
+    """Twenty copies of one candidate know no more about its energy than one of them."""
+    rewards = np.array([[0.0, 1.0, 0.5, 0.2, 0.8, 0.4]])
+    (expected,) = energy.estimate(rewards, kl_coef=0.5).log_energy_errors
+    copied = energy.estimate(np.repeat(rewards, 20, axis=0), kl_coef=0.5)
+    _, error = energy.log_normalizer(copied, [0] * 20)
+    assert error == pytest.approx(expected, rel=0.1)
+    _, apart = energy.log_normalizer(copied, list(range(20)))
+    assert apart == pytest.approx(0, abs=1e-9), "their spread alone shows nothing"

@@ -412,3 +412,13 @@ async def test_rewards_are_finite_numbers_of_the_whole_response() -> None:
     results = await sample(MODEL, 5, proposal=MODEL.perturbed(0.3, seed=2), num_steps=2, num_rollouts=3)
     for step in (step for result in results for step in result.steps):
         assert np.isfinite([r.reward for line in step.rollouts for r in line]).all()
+
+
+def test_the_proposal_samples_with_its_own_temperature_and_the_runs_stop_strings() -> None:
+    config = ETSConfig.build(temperature=0.7, top_p=0.9, top_k=3, stop="x", proposal_temperature=1.3)
+    params = config.proposal_sampling
+    assert (params.temperature, params.top_p, params.top_k, params.stop) == (1.3, 1.0, 0, ("x",))
+    assert (
+        ETSConfig.build(temperature=0.7, stop="x").proposal_sampling
+        == ETSConfig.build(temperature=0.7, stop="x").sampling
+    )

@@ -770,3 +770,17 @@ async def test_an_answer_that_contradicts_committed_text_is_not_given() -> None:
                 text = event.text
             elif isinstance(event, Finished):
                 assert event.result.text.startswith(text)
+
+
+async def test_further_rounds_draw_further_rollouts() -> None:
+    seeds: list[int] = []
+
+    class Watched(ScriptedBackend):
+        async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+            seeds.append(seed)
+            return await super().rollout(states, n, seed=seed)
+
+    ets = ETS(Watched(SCRIPT), Valued(), num_candidates=8, block_size=1, max_tokens=6)
+    result = await ets.complete("q", seed=1, num_rollouts=(2, 32))
+    assert len(seeds) > len(result.steps)
+    assert len(set(seeds)) == len(seeds), "a round with the seed of another would draw the same again"

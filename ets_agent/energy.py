@@ -39,7 +39,7 @@ class Estimate:
             rollouts is blended with that of all rollouts, which counts as one more of them: a few equal rewards are no
             proof that there is no other.
         doubts: What the errors would gain if one more rollout, of no candidate in particular, had the largest reward
-            that is known to be possible, shape (M,). Zero where that reward was seen; infinite where nothing is known.
+            that is known to be possible, shape (M,). Zero where that reward was seen, huge where nothing is known.
         judged: Whether the candidate has a verdict at all, shape (M,).
         fallback: Why the weights are uniform, where they had to be.
     """
@@ -155,7 +155,7 @@ def estimate(
     imagined = largest if ceiling is None else max(largest, ceiling)
     doubts = _doubts(_log_excess(imagined - largest, kl_coef) - log_total, noisy.sum(axis=1))
     if equal and ceiling is None:  # One value shows no scale.
-        doubts = np.where(noisy.any(axis=1), np.inf, 0.0)
+        doubts = np.where(noisy.any(axis=1), _HOPELESS, 0.0)
     found = Estimate(log_energies, weights, shares, errors, doubts, counts > 0)
     if equal:
         # Whatever the ratios are, E[ρ] = 1: the energies are known to be equal, and noise in ρ must not choose.
@@ -275,7 +275,7 @@ def _fall_back(
     judged: NDArray[np.bool_],
     log_energies: Floats,
     log_energy_errors: Floats | float = np.inf,
-    doubts: Floats | float = np.inf,
+    doubts: Floats | float = _HOPELESS,
 ) -> Estimate:
     """Weigh all candidates alike that have a verdict, or all where none has, and a candidate's rollouts alike."""
     used = judged if judged.any() else np.ones_like(judged)

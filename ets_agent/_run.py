@@ -219,10 +219,13 @@ class Run:
         return estimate, problems
 
     async def _roll_out(self, group: Group, states: Sequence[State], count: int, seed: int) -> None:
-        before = {id(rollout) for rollout in group.rollouts}
-        await self._within(self._source.draw(group.unfinished, states, count, seed=seed))
+        candidates = group.unfinished
+        before = [len(candidate.rollouts) for candidate in candidates]
+        await self._within(self._source.draw(candidates, states, count, seed=seed))
         self._rollout_tokens += sum(
-            len(rollout.completion.token_ids) for rollout in group.rollouts if id(rollout) not in before
+            len(rollout.completion.token_ids)
+            for candidate, known in zip(candidates, before, strict=True)
+            for rollout in candidate.rollouts[known:]
         )
 
     async def _judge(self, group: Group) -> list[str]:

@@ -416,18 +416,25 @@ async def test_a_deadline_gives_the_best_answer_so_far() -> None:
     assert (nothing.text, nothing.reward, nothing.finish_reason) == ("", None, "timeout")
 
 
+async def committed_and_result(ets: ETS, **overrides: Any) -> tuple[str, Result]:
+    """The text that a run had announced as committed before its end, and its result."""
+    text = ""
+    async for event in ets.stream("q", **overrides):
+        if isinstance(event, BlockCommitted):
+            text = event.text
+        elif isinstance(event, Finished):
+            return text, event.result
+    raise AssertionError("a run ends with Finished")
+
+
 async def test_a_run_that_is_cut_short_keeps_what_it_has_committed() -> None:
     backend = ScriptedBackend(["a b c d", "e f g h", "i j k l"], delay=0.02)
     ets = ETS(backend, Silent(scores=lambda c: [1.0] * len(c)), block_size=1, max_tokens=4, num_candidates=4)
     for seed in range(12):
-        text = ""
-        async for event in ets.stream("q", seed=seed, timeout=0.07):
-            if isinstance(event, BlockCommitted):
-                text = event.text
-            elif isinstance(event, Finished):
-                assert event.result.cut_short
-                assert event.result.text.startswith(text)
-                assert event.result.text in {"a b c d", "e f g h", "i j k l"}
+        text, result = await committed_and_result(ets, seed=seed, timeout=0.07)
+        assert result.cut_short
+        assert result.text.startswith(text)
+        assert result.text in {"a b c d", "e f g h", "i j k l"}
 
 
 async def test_a_later_failure_does_not_lose_an_earlier_answer() -> None:
@@ -675,14 +682,10 @@ async def test_several_chains_keep_a_deadline() -> None:
     backend = ScriptedBackend(SCRIPT, delay=0.05)
     ets = ETS(backend, Valued(), num_chains=4, num_candidates=4, block_size=1, max_tokens=6)
     for seed in range(3):
-        text = ""
-        async for event in ets.stream("q", seed=seed, timeout=0.2):
-            if isinstance(event, BlockCommitted):
-                text = event.text
-            elif isinstance(event, Finished):
-                assert event.result.cut_short
-                assert event.result.text in SCRIPT
-                assert event.result.text.startswith(text), "what all chains agree on is never taken back"
+        text, result = await committed_and_result(ets, seed=seed, timeout=0.2)
+        assert result.cut_short
+        assert result.text in SCRIPT
+        assert result.text.startswith(text), "what all chains agree on is never taken back"
     assert backend.active == 0
 
 
@@ -764,12 +767,8 @@ async def test_an_answer_that_contradicts_committed_text_is_not_given() -> None:
     backend = Failing(["a b c d e f", "a x c d e f"], delay=0.03)
     ets = ETS(backend, Silent(scores=lambda c: [1.0] * len(c)), block_size=1, max_tokens=6, timeout=0.14)
     for seed in range(8):
-        text = ""
-        async for event in ets.stream("q", seed=seed):
-            if isinstance(event, BlockCommitted):
-                text = event.text
-            elif isinstance(event, Finished):
-                assert event.result.text.startswith(text)
+        text, result = await committed_and_result(ets, seed=seed)
+        assert result.text.startswith(text)
 
 
 async def test_further_rounds_draw_further_rollouts() -> None:

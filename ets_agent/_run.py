@@ -30,6 +30,7 @@ from ets_agent.results import (
     Warned,
 )
 from rewards import Reward
+from rewards.timeouts import within
 
 T = TypeVar("T")
 
@@ -240,17 +241,19 @@ class Run:
         if self._reward.pointwise:  # A verdict holds whatever else is in the group.
             entries = list({id(rollout): (rollout, c) for rollout, c in entries if not rollout.judged}.values())
         if entries:
+            name = f"reward {self._reward.name or type(self._reward).__name__}"
             try:
-                scores = await self._within(self._reward.score(self._prompt, [completion for _, completion in entries]))
+                verdicts = self._reward.score(self._prompt, [completion for _, completion in entries])
+                scores = await self._within(within(self._reward.time_limit, verdicts, what=name))
                 _check_scores(scores, len(entries))
             except _DeadlineError:
                 raise
             except Exception as error:  # A reward is foreign code; whatever it raises costs its verdict, not the run.
-                name = self._reward.name or type(self._reward).__name__
-                problems.append(f"reward {name} failed, its verdicts were left out: {type(error).__name__}: {error}")
+                problems.append(f"{name} failed, its verdicts were left out: {type(error).__name__}: {error}")
                 for rollout, _ in entries:  # Those of an earlier round were about another group.
                     rollout.reward = None
             else:
+                problems += self._reward.problems
                 for (rollout, _), score in zip(entries, scores, strict=True):
                     rollout.reward, rollout.judged = score, True
         return problems

@@ -75,7 +75,7 @@ class ETS:
         self._proposal = None if proposal is None else self._opened(proposal)
         if self._proposal is not None:
             check_same_tokens(self._backend, self._proposal)
-        self._check(self._config)
+        self._check(self._config, self._reward)
 
     @property
     def config(self) -> ETSConfig:
@@ -120,8 +120,8 @@ class ETS:
         Nothing runs between events, so leaving the loop early leaves nothing behind.
         """
         config = self._config.replace(**overrides) if overrides else self._config
-        self._check(config)
         judge = self._reward if reward is None else rewards.build(reward)
+        self._check(config, judge)
         seed = secrets.randbits(48) if config.seed is None else config.seed
         own = judge is not self._reward and judge is not reward
         run = Run(self._backend, judge, config, prompt, seed, proposal=self._proposal)
@@ -216,8 +216,18 @@ class ETS:
         self._owned.append(opened)
         return opened
 
-    def _check(self, config: ETSConfig) -> None:
-        """Refuse settings that the models cannot serve."""
+    def _check(self, config: ETSConfig, reward: Reward) -> None:
+        """Refuse settings and rewards that the models cannot serve."""
+        if reward.needs and self._proposal is not None:
+            raise CapabilityError(
+                f"reward {reward.name} judges by what the reference says of a response, but the rollouts come from a "
+                "proposal: leave the proposal out, or take another reward"
+            )
+        for capability in sorted(reward.needs):
+            if not getattr(self._backend.capabilities, capability):
+                raise CapabilityError(
+                    f"reward {reward.name} needs {capability}, which {self._backend.name} cannot give"
+                )
         check_proposal_settings(config, proposal=self._proposal is not None)
         for model in (self._backend, self._proposal):
             if model is not None and len(config.blocks) > 1 and not model.capabilities.continue_prefix:

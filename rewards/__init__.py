@@ -8,19 +8,24 @@ Importing the package is cheap: no model library, no framework.
 
 from rewards.answers import canonical, extract_answer
 from rewards.base import Reward
-from rewards.errors import RewardError, RewardSpecError
+from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError
 from rewards.math_answer import MathAnswer
+from rewards.pointwise import PointwiseReward
 from rewards.registry import RewardInfo, RewardSpec, available, build, register
 from rewards.self_consistency import SelfConsistency
+from rewards.voting import VotingReward
 
 __all__ = [
     "MathAnswer",
+    "PointwiseReward",
     "Reward",
     "RewardError",
     "RewardInfo",
     "RewardSpec",
     "RewardSpecError",
+    "RewardTimeoutError",
     "SelfConsistency",
+    "VotingReward",
     "available",
     "build",
     "canonical",

@@ -46,13 +46,19 @@ def parse(text: str) -> dict[str, Any]:
         position = end
 
 
-def describe(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the parameters of a constructor as they would be declared: ``("accumulate: bool = False",)``."""
-    return tuple(_declaration(parameter) for parameter in inspect.signature(function).parameters.values())
+def describe(function: Callable[..., Any], *, keyword_only: bool = False) -> tuple[str, ...]:
+    """Return the parameters of a constructor as they would be declared: ``("accumulate: bool = False",)``.
+
+    With ``keyword_only``, the function is no constructor but a judge, whose keyword-only parameters are arguments.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(_declaration(parameter) for parameter in parameters if not keyword_only or _is_option(parameter))
 
 
-def check(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def check(function: Callable[..., Any], arguments: Mapping[str, Any], *, keyword_only: bool = False) -> dict[str, Any]:
     """Check arguments by keyword against the names and annotations of a constructor's parameters.
+
+    With ``keyword_only``, the function is no constructor but a judge, whose keyword-only parameters are arguments.
 
     Types are strict: text is no number, a number is no truth value, and NaN and infinity are no numbers. Lists may
     stand for tuples and sets, and text for enumerations and paths, because JSON has no other way to write them.
@@ -61,8 +67,12 @@ def check(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[st
         RewardSpecError: An argument is unknown, missing or of the wrong type; names all of them.
     """
     parameters = _signature(function).parameters
-    free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    named = {name: parameter for name, parameter in parameters.items() if parameter.kind in _CHECKED}
+    free = not keyword_only and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if (_is_option(parameter) if keyword_only else parameter.kind in _CHECKED)
+    }
     problems = [f"unknown argument {name!r}" for name in arguments if name not in named and not free]
     checked = dict(arguments)
     for name, parameter in named.items():
@@ -74,9 +84,13 @@ def check(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[st
         elif parameter.default is parameter.empty:
             problems.append(f"missing argument {name!r}")
     if problems:
-        takes = ", ".join(describe(function)) or "no arguments"
+        takes = ", ".join(describe(function, keyword_only=keyword_only)) or "no arguments"
         raise RewardSpecError(f"{'; '.join(problems)} (it takes: {takes})")
     return checked
+
+
+def _is_option(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "prompt"
 
 
 def _value(text: str, start: int) -> tuple[Any, int | None]:

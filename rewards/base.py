@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any, SupportsFloat
 
 from backends import Completion, Prompt
+from rewards.errors import RewardError
 
 
 class Reward(ABC):
     """Judges complete responses; higher is better.
 
-    A *pointwise* reward looks at one response at a time; a *group* reward, such as self-consistency, at all that are
-    scored in one call. `Completion.log_weight` says for how many draws a completion stands; only group rewards use it.
+    A *pointwise* reward looks at one response at a time (derive from `PointwiseReward`); a *group* reward, such as
+    self-consistency, at all that are scored in one call. `Completion.log_weight` says for how many draws a completion
+    stands; only group rewards use it.
     """
 
     name: str = ""
@@ -23,6 +27,16 @@ class Reward(ABC):
 
     maximum: float | None = None
     """The largest reward that there is, where that is known; it tells how much a rare success would count for."""
+
+    needs: frozenset[str] = frozenset()
+    """Names of the `backends.Capabilities` without which there is nothing to judge; checked before anything runs."""
+
+    time_limit: float | None = 600.0
+    """Seconds after which the sampler gives up on one call of `score`, a last resort; None for no limit. Built-in
+    rewards limit the single judgement, usually by an argument ``timeout``."""
+
+    problems: Sequence[str] = ()
+    """What went wrong in the last call of `score` without voiding it, in words; the sampler reports it."""
 
     @abstractmethod
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
@@ -49,3 +63,20 @@ class Reward(ABC):
 
     async def aclose(self) -> None:  # noqa: B027 - most rewards hold nothing and need not override it
         """Free what the reward holds; harmless when called twice."""
+
+
+def checked_verdict(value: Any, name: str) -> float | None:
+    """Return what a judge returned as a float, or None.
+
+    Raises:
+        RewardError: It is neither None nor a finite number.
+    """
+    if value is None:
+        return None
+    try:
+        number = float(value) if isinstance(value, SupportsFloat) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RewardError(f"reward {name!r} must return finite numbers or None, not {value!r:.80}")
+    return number

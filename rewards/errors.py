@@ -9,3 +9,12 @@ class RewardError(Exception):
 
 class RewardSpecError(RewardError, ValueError):
     """A reward specification names no known reward, or gives it arguments that it does not take."""
+
+
+class RewardTimeoutError(RewardError, TimeoutError):
+    """A judgement took longer than its limit and was given up."""
+
+
+def failed(name: str, error: BaseException) -> RewardError:
+    """Return the error for a reward whose own code, or what it relies on, raised another one."""
+    return RewardError(f"reward {name!r} failed: {type(error).__name__}: {error}")

@@ -3,123 +3,186 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
-import logging
-import math
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, SupportsFloat, TypeAlias
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from backends import Completion, Prompt
-from rewards.base import Reward
-from rewards.errors import RewardError, RewardSpecError
+from rewards.base import Reward, checked_verdict
+from rewards.errors import RewardError, RewardSpecError, failed
+from rewards.pointwise import PointwiseReward
+from rewards.timeouts import within
+from rewards.workers import Workers
 
 Verdict: TypeAlias = float | None
-PointwiseFunction: TypeAlias = Callable[[Completion], Verdict | Awaitable[Verdict]]
-GroupFunction: TypeAlias = Callable[[list[Completion]], Sequence[Verdict] | Awaitable[Sequence[Verdict]]]
+PointwiseFunction: TypeAlias = Callable[..., Verdict | Awaitable[Verdict]]
+GroupFunction: TypeAlias = Callable[..., Sequence[Verdict] | Awaitable[Sequence[Verdict]]]
 
-_log = logging.getLogger(__name__)
+DEFAULT_TIMEOUT = 60.0
 
 
-class FunctionReward(Reward):
-    """Judges by a plain function; failed draws never reach it and have no verdict.
+class FunctionReward(PointwiseReward):
+    """Judges by a plain function of one completion, see `Function`.
 
-    Sync functions run in worker threads, so that they do not hold up the event loop: the completions of one call one
-    after another, those of concurrent calls at the same time. Async functions judge all completions of a call at once.
-
-    A pointwise function that raises has no verdict on that completion, which is logged; if it raises on all of them,
-    nothing was judged and `score` raises.
+    Sync functions judge the completions of one call one after another, those of concurrent calls at the same time;
+    async functions judge all completions of a call at once.
     """
 
     def __init__(
-        self, function: PointwiseFunction | GroupFunction, *, group: bool = False, name: str | None = None
+        self,
+        function: PointwiseFunction,
+        *,
+        name: str | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        process: bool = False,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Wrap a function.
 
         Args:
-            function: Takes one completion and returns a finite number, or None for "no verdict"; with ``group``, takes
-                the list of completions and returns one such value for each.
-            group: Whether the function takes the whole group.
+            function: Takes one completion, and the prompt too if it has a parameter ``prompt``; returns a finite
+                number, or None for "no verdict".
             name: The reward's name; by default the function's.
+            timeout: Seconds that a call may take; None for no limit.
+            process: Whether to run it in a process of its own, which is killed when it takes too long.
+            arguments: Keyword arguments of every call.
 
         Raises:
-            RewardSpecError: The function cannot be called with one argument.
+            RewardSpecError: The function cannot be called like this.
         """
-        self.name = name or str(getattr(function, "__name__", type(function).__name__))
-        self._function: Callable[[Any], Any] = function
-        self._group = group
-        self.pointwise = not group
-        self._async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-        try:
-            inspect.signature(function).bind(object())
-        except TypeError as error:
-            argument = "the list of completions" if group else "one completion"
-            raise RewardSpecError(f"the function of reward {self.name!r} must take {argument}: {error}") from error
-        except ValueError:  # Some builtins have no signature to look at; calling them will tell.
-            pass
+        self._function = Function(function, "one completion", name=name, process=process, arguments=arguments or {})
+        self.name = self._function.name
+        self.timeout = timeout
+        self.concurrency = None if self._function.asynchronous else 1
+
+    async def judge(self, prompt: Prompt, completion: Completion) -> float | None:
+        """Return what the function returns."""
+        return checked_verdict(await self._function(prompt, completion), self.name)
+
+    async def aclose(self) -> None:
+        """End the function's process, if it has one."""
+        self._function.close()
+
+
+class GroupFunctionReward(Reward):
+    """Judges by a plain function of the list of all completions but failed draws, see `Function`."""
+
+    def __init__(
+        self,
+        function: GroupFunction,
+        *,
+        name: str | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        process: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Wrap a function that returns one finite number, or None, for each completion; otherwise as `FunctionReward`.
+
+        Raises:
+            RewardSpecError: The function cannot be called like this.
+        """
+        self._function = Function(
+            function, "the list of completions", name=name, process=process, arguments=arguments or {}
+        )
+        self.name = self._function.name
+        self._timeout = timeout
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
         """Return the function's verdicts, None for failed draws.
 
         Raises:
-            RewardError: The function raised on every completion (or on the group), or returned something that is
-                neither a finite number nor None.
+            RewardError: The function raised, took too long, or returned something else than one verdict each.
         """
         drawn = [completion for completion in completions if completion.finish_reason != "error"]
         if not drawn:
             return [None] * len(completions)
-        verdicts = iter(await self._judge_group(drawn) if self._group else await self._judge_each(drawn))
-        return [None if completion.finish_reason == "error" else next(verdicts) for completion in completions]
-
-    async def _judge_group(self, completions: list[Completion]) -> list[float | None]:
         try:
-            values = await self._call(list(completions))
+            values = await within(self._timeout, self._function(prompt, list(drawn)), what=f"reward {self.name!r}")
+        except RewardError:
+            raise
         except Exception as error:
-            raise self._failed(error) from error
+            raise failed(self.name, error) from error
         try:
             values = list(values)
         except TypeError:
             raise RewardError(f"reward {self.name!r} must return a list, not {type(values).__name__}") from None
-        if len(values) != len(completions):
-            raise RewardError(f"reward {self.name!r} returned {len(values)} values for {len(completions)} completions")
-        return [self._verdict(value) for value in values]
+        if len(values) != len(drawn):
+            raise RewardError(f"reward {self.name!r} returned {len(values)} values for {len(drawn)} completions")
+        verdicts = iter([checked_verdict(value, self.name) for value in values])
+        return [None if completion.finish_reason == "error" else next(verdicts) for completion in completions]
 
-    async def _judge_each(self, completions: list[Completion]) -> list[float | None]:
-        if self._async:
-            outcomes = await self._judge_at_once(completions)
-        else:
-            outcomes = [await self._attempt(completion) for completion in completions]
-        failures = [error for _, error in outcomes if error is not None]
-        if len(failures) == len(completions):
-            raise self._failed(failures[0]) from failures[0]
-        for error in failures:
-            _log.warning("reward %r gave no verdict on a completion: %s: %s", self.name, type(error).__name__, error)
-        return [None if error is not None else self._verdict(value) for value, error in outcomes]
+    async def aclose(self) -> None:
+        """End the function's process, if it has one."""
+        self._function.close()
 
-    async def _judge_at_once(self, completions: list[Completion]) -> list[tuple[Any, Exception | None]]:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._attempt(completion)) for completion in completions]
-        return [task.result() for task in tasks]
 
-    async def _attempt(self, completion: Completion) -> tuple[Any, Exception | None]:
+class Function:
+    """A user's function, called so that it never holds up the event loop.
+
+    Async functions are awaited; sync ones run in a worker thread, or in a process of their own. A thread that takes too
+    long cannot be stopped, only left behind; a process is killed.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        takes: str,
+        *,
+        name: str | None,
+        process: bool,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        """Look at the function's signature.
+
+        Raises:
+            RewardSpecError: It cannot be called with what it ``takes``, or cannot run in a process.
+        """
+        self.name = name or function_name(function)
+        self.asynchronous = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            type(function).__call__
+        )
+        self._call = functools.partial(function, **arguments) if arguments else function
+        parameters = _parameters(function)
+        self._wants_prompt = "prompt" in parameters
+        keywords = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY or p.name == "prompt"]
         try:
-            return await self._call(completion), None
-        except Exception as error:
-            return None, error
+            inspect.signature(function).bind(object(), **dict.fromkeys(keywords))
+        except TypeError as error:
+            raise RewardSpecError(f"the function of reward {self.name!r} must take {takes}: {error}") from error
+        except ValueError:  # Some builtins have no signature to look at; calling them will tell.
+            pass
+        self._workers: Workers | None = None
+        if process:
+            if self.asynchronous:
+                raise RewardSpecError(f"reward {self.name!r}: process=True is for sync functions")
+            self._workers = Workers(function, size=1, name=f"reward {self.name!r}")
 
-    async def _call(self, argument: Any) -> Any:
-        value = self._function(argument) if self._async else await asyncio.to_thread(self._function, argument)
+    async def __call__(self, prompt: Prompt, judged: Any) -> Any:
+        """Return what the function returns for one completion or a list of them."""
+        keywords = {"prompt": prompt} if self._wants_prompt else {}
+        if self._workers is not None:
+            arguments = self._call.keywords if isinstance(self._call, functools.partial) else {}
+            return await self._workers.call(judged, **arguments, **keywords)
+        if self.asynchronous:
+            value = self._call(judged, **keywords)
+        else:
+            value = await asyncio.to_thread(self._call, judged, **keywords)
         return await value if inspect.isawaitable(value) else value
 
-    def _failed(self, error: Exception) -> RewardError:
-        return RewardError(f"reward {self.name!r} failed: {type(error).__name__}: {error}")
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._workers is not None:
+            self._workers.close()
 
-    def _verdict(self, value: Any) -> float | None:
-        if value is None:
-            return None
-        try:
-            number = float(value) if isinstance(value, SupportsFloat) else math.nan
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise RewardError(f"reward {self.name!r} must return finite numbers or None, not {value!r:.80}")
-        return number
+
+def function_name(function: Callable[..., Any]) -> str:
+    """Return what to call a reward that is made from a function without a name of its own."""
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}

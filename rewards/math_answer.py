@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from backends import Completion, Prompt
 from rewards.answers import canonical, extract_answer
-from rewards.base import Reward
 from rewards.errors import RewardSpecError
+from rewards.pointwise import PointwiseReward
 from rewards.registry import register
 
 
 @register("math_answer")
-class MathAnswer(Reward):
+class MathAnswer(PointwiseReward):
     """Reward 1 for completions whose final answer equals a known one, 0 for others; for evaluation and tests.
 
     It knows the answer, so what it guides says nothing about how well a question would be solved without that. Answers
@@ -21,7 +20,6 @@ class MathAnswer(Reward):
     no verdict.
     """
 
-    pointwise = True
     maximum = 1.0
 
     def __init__(self, gold: str | int | float) -> None:
@@ -39,15 +37,10 @@ class MathAnswer(Reward):
         if not self._gold:
             raise RewardSpecError(f"the gold answer is empty: {gold!r}")
 
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
-        """Return 1 for right answers, 0 for wrong or missing ones, None for failed draws."""
-        return [self._judge(completion) for completion in completions]
+    async def judge(self, prompt: Prompt, completion: Completion) -> float:
+        """Return 1 for a right answer, 0 for a wrong or missing one."""
+        return float(canonical(self.answer(completion) or "") == self._gold)
 
     def answer(self, completion: Completion) -> str | None:
         """Return the final answer as it is written in the completion."""
         return extract_answer(completion.text)
-
-    def _judge(self, completion: Completion) -> float | None:
-        if completion.finish_reason == "error":
-            return None
-        return float(canonical(self.answer(completion) or "") == self._gold)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 from rewards import _arguments
 from rewards.base import Reward
 from rewards.errors import RewardSpecError
-from rewards.functions import FunctionReward
+from rewards.functions import DEFAULT_TIMEOUT, FunctionReward, GroupFunctionReward, function_name
 
 RewardSpec: TypeAlias = Reward | str | Mapping[str, Any] | Callable[..., Any]
 """What `build` makes a reward from."""
@@ -45,7 +45,9 @@ class RewardInfo:
 class _Entry:
     name: str
     source: Callable[..., Any]
-    group: bool
+    group: bool = False
+    timeout: float | None = DEFAULT_TIMEOUT
+    process: bool = False
 
     @property
     def is_class(self) -> bool:
@@ -53,15 +55,19 @@ class _Entry:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        return _arguments.describe(self.source) if self.is_class else ()
+        return _arguments.describe(self.source, keyword_only=not self.is_class)
 
     def build(self, arguments: Mapping[str, Any]) -> Reward:
-        if self.is_class:
-            return _construct(self.source, self.name, arguments)
-        if arguments:
-            names = ", ".join(map(repr, arguments))
-            raise RewardSpecError(f"reward {self.name!r}: unknown argument {names} (it takes: no arguments)")
-        return FunctionReward(self.source, group=self.group, name=self.name)
+        try:
+            checked = _arguments.check(self.source, arguments, keyword_only=not self.is_class)
+            return self.source(**checked) if self.is_class else self.wrap(checked)
+        except (TypeError, ValueError) as error:
+            raise RewardSpecError(f"reward {self.name!r}: {error}") from error
+
+    def wrap(self, arguments: Mapping[str, Any]) -> Reward:
+        """Return the reward that a function makes."""
+        kind = GroupFunctionReward if self.group else FunctionReward
+        return kind(self.source, name=self.name, timeout=self.timeout, process=self.process, arguments=arguments)
 
 
 _registry: dict[str, _Entry] = {}
@@ -69,15 +75,21 @@ _lock = threading.RLock()  # re-entrant: loading a plugin registers its rewards
 _plugins_loaded = False
 
 
-def register(name: str, *, group: bool = False) -> Callable[[_T], _T]:
+def register(
+    name: str, *, group: bool = False, timeout: float | None = DEFAULT_TIMEOUT, process: bool = False
+) -> Callable[[_T], _T]:
     """Return a decorator that makes a reward available by name and leaves it as it is.
 
     It takes a `Reward` subclass, whose constructor's parameters become the arguments of a specification, or a function,
-    sync or async, of one completion: ``f(completion) -> float | None``. See `rewards.functions.FunctionReward`.
+    sync or async, of one completion: ``f(completion) -> float | None``. A function gets the prompt, too, if it has a
+    parameter ``prompt``; its keyword-only parameters become the arguments of a specification. See `rewards.functions`.
 
     Args:
         name: Letters, digits, ``_``, ``.`` and ``-``, beginning with a letter.
         group: The function takes the list of all completions and returns a list.
+        timeout: Seconds that one call of the function may take, None for no limit.
+        process: Whether the function runs in a process of its own, which is killed when it takes too long. A thread,
+            the default for sync functions, can only be left behind then.
 
     Raises:
         RewardSpecError: The name is not usable or belongs to another reward, or the object is no reward.
@@ -86,20 +98,21 @@ def register(name: str, *, group: bool = False) -> Callable[[_T], _T]:
         raise RewardSpecError(f"{name!r} is no name for a reward: use letters, digits, '_', '.' and '-'")
 
     def decorate(source: _T) -> _T:
+        entry = _Entry(name, source, group, timeout, process)
         if isinstance(source, type):
             if not issubclass(source, Reward):
                 raise RewardSpecError(f"{source.__name__} cannot be reward {name!r}: it is no subclass of Reward")
-            if group:
-                raise RewardSpecError(f"group=True is for functions; {source.__name__} always sees the whole group")
+            if entry != _Entry(name, source):
+                raise RewardSpecError(f"group, timeout and process are for functions, not for {source.__name__}")
         elif not callable(source):
             raise RewardSpecError(f"{source!r:.80} cannot be reward {name!r}: it is no Reward subclass and no function")
         else:
-            FunctionReward(source, group=group, name=name)  # refuses what cannot be called with one argument
+            entry.wrap({})  # refuses what cannot be called with one argument
         with _lock:
             known = _registry.get(name)
             if known is not None and known.source is not source:
                 raise RewardSpecError(f"there is a reward {name!r} already: {known.source!r}")
-            _registry[name] = _Entry(name, source, group)
+            _registry[name] = entry
             if isinstance(source, type) and issubclass(source, Reward):
                 source.name = name
         return source
@@ -136,11 +149,11 @@ def build(spec: RewardSpec) -> Reward:
         return _find(name).build(arguments)
     if isinstance(spec, type):
         if issubclass(spec, Reward):
-            return _construct(spec, spec.name or spec.__name__, {})
+            return _Entry(spec.name or spec.__name__, spec).build({})
     elif callable(spec):
         with _lock:
             known = next((entry for entry in _registry.values() if entry.source is spec), None)
-        return known.build({}) if known else FunctionReward(spec)
+        return (known or _Entry(function_name(spec), spec)).build({})
     raise RewardSpecError(
         f"a reward is given as a name, a mapping, a Reward or a function of one completion, not as {spec!r:.80}"
     )
@@ -165,13 +178,6 @@ def _find(name: str) -> _Entry:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     raise RewardSpecError(f"no reward is called {name!r}{hint} Registered: {', '.join(names)}")
-
-
-def _construct(source: Callable[..., Reward], name: str, arguments: Mapping[str, Any]) -> Reward:
-    try:
-        return source(**_arguments.check(source, arguments))
-    except (TypeError, ValueError) as error:
-        raise RewardSpecError(f"reward {name!r}: {error}") from error
 
 
 def _summary(source: Callable[..., Any]) -> str:

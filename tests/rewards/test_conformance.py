@@ -7,7 +7,7 @@ import pytest
 
 from backends import Completion, Prompt
 from rewards import MathAnswer, Reward, SelfConsistency
-from rewards.functions import FunctionReward
+from rewards.functions import FunctionReward, GroupFunctionReward
 
 from .conformance import check_reward
 
@@ -30,7 +30,7 @@ def _share(group: list[Completion]) -> list[float | None]:
         lambda: MathAnswer(2),
         lambda: FunctionReward(lambda completion: len(completion.text)),
         lambda: FunctionReward(_length),
-        lambda: FunctionReward(_share, group=True),
+        lambda: GroupFunctionReward(_share),
     ],
     ids=["votes", "votes-accumulated", "votes-extractor", "math", "function", "async-function", "group-function"],
 )

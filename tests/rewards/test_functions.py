@@ -12,7 +12,7 @@ import pytest
 
 from backends import Completion
 from rewards import RewardError, RewardSpecError, build
-from rewards.functions import FunctionReward
+from rewards.functions import FunctionReward, GroupFunctionReward
 
 A, B = Completion(text="a"), Completion(text="bb")
 FAILED = Completion(text="", finish_reason="error")
@@ -45,7 +45,7 @@ async def test_group_function_sees_all_draws_that_did_not_fail() -> None:
         return [None, 5]
 
     group = [A, FAILED, B]
-    assert await FunctionReward(rank, group=True).score("q", group) == [None, None, 5.0]
+    assert await GroupFunctionReward(rank).score("q", group) == [None, None, 5.0]
     assert seen == [[A, B]]
     assert group == [A, FAILED, B]
 
@@ -54,7 +54,7 @@ async def test_async_group_function() -> None:
     async def sizes(group: list[Completion]) -> list[float]:
         return [len(c.text) for c in group]
 
-    assert await FunctionReward(sizes, group=True).score("q", (A, B)) == [1.0, 2.0]
+    assert await GroupFunctionReward(sizes).score("q", (A, B)) == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("group", [[], [FAILED, FAILED]])
@@ -63,7 +63,7 @@ async def test_nothing_to_judge(group: list[Completion]) -> None:
         raise AssertionError
 
     assert await FunctionReward(never).score("q", group) == [None] * len(group)
-    assert await FunctionReward(never, group=True).score("q", group) == [None] * len(group)
+    assert await GroupFunctionReward(never).score("q", group) == [None] * len(group)
 
 
 async def test_sync_functions_do_not_block_the_loop() -> None:
@@ -102,7 +102,7 @@ async def test_whatever_is_no_number_is_refused(value: Any) -> None:
     with pytest.raises(RewardError, match="'mine' must return finite numbers or None"):
         await FunctionReward(lambda c: value, name="mine").score("q", [A])
     with pytest.raises(RewardError, match="'mine' must return finite numbers or None"):
-        await FunctionReward(lambda group: [value], group=True, name="mine").score("q", [A])
+        await GroupFunctionReward(lambda group: [value], name="mine").score("q", [A])
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -118,7 +118,7 @@ async def test_failure_on_one_completion_is_no_verdict_and_logged(
     reward = FunctionReward(coroutine if asynchronous else sync, name="mine")
     with caplog.at_level(logging.WARNING, "rewards"):
         assert await reward.score("q", [A, B]) == [None, 1.0]
-    assert "'mine' gave no verdict on a completion: ZeroDivisionError" in caplog.text
+    assert "'mine' gave no verdict on 1 of 2 responses: ZeroDivisionError" in caplog.text
     with pytest.raises(RewardError, match="'mine' failed: ZeroDivisionError") as caught:
         await reward.score("q", [A, A])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
@@ -129,7 +129,7 @@ async def test_failing_group_function() -> None:
         raise KeyError("x")
 
     with pytest.raises(RewardError, match="'fail' failed: KeyError: 'x'"):
-        await FunctionReward(fail, group=True).score("q", [A])
+        await GroupFunctionReward(fail).score("q", [A])
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ async def test_failing_group_function() -> None:
 )
 async def test_group_function_must_return_one_value_each(value: Any, message: str) -> None:
     with pytest.raises(RewardError, match=message):
-        await FunctionReward(lambda group: value, group=True).score("q", [A, B])
+        await GroupFunctionReward(lambda group: value).score("q", [A, B])
 
 
 async def test_cancelling_stops_all_calls() -> None:

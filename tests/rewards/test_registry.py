@@ -47,12 +47,15 @@ class Constant(Reward):
 def test_public_names() -> None:
     assert sorted(rewards.__all__) == [
         "MathAnswer",
+        "PointwiseReward",
         "Reward",
         "RewardError",
         "RewardInfo",
         "RewardSpec",
         "RewardSpecError",
+        "RewardTimeoutError",
         "SelfConsistency",
+        "VotingReward",
         "available",
         "build",
         "canonical",
@@ -246,7 +249,7 @@ def test_only_rewards_can_be_registered(source: Any) -> None:
 
 
 def test_group_is_for_functions() -> None:
-    with pytest.raises(RewardSpecError, match="group=True is for functions"):
+    with pytest.raises(RewardSpecError, match="are for functions, not for Constant"):
         register("mine", group=True)(Constant)
 
 

@@ -1,0 +1,201 @@
+"""Functions that may hang or eat memory, run in processes that can be killed.
+
+Not `multiprocessing`, whose spawned processes run the main module again: a script that awaits a reward at its top level
+would start itself once more in each of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, Any
+
+from rewards import _worker
+from rewards.errors import RewardError, RewardSpecError
+
+
+class Workers:
+    """Up to ``size`` processes that call one function; they start when needed and end when idle for a minute.
+
+    A cancelled call's process is killed at once, and so are all of them when this process dies, however it does.
+    """
+
+    def __init__(self, function: Callable[..., Any] | str, *, size: int, name: str, memory: int | None = None) -> None:
+        """Start nothing yet.
+
+        Args:
+            function: A function that can be imported by name, or ``"module:function"``. What it takes and returns
+                travels by pickle.
+            size: Most processes.
+            name: What they work for, for messages.
+            memory: Most address space of each, in bytes; None for no limit.
+
+        Raises:
+            RewardSpecError: The function cannot be imported by name.
+        """
+        self._target = function if isinstance(function, str) else _import_name(function, name)
+        self._size = size
+        self._name = name
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+        self._processes: dict[subprocess.Popen[bytes], _Job | None] = {}
+        """Those that run, with what they are working on; None for idle ones."""
+        weakref.finalize(self, _kill_all, self._processes)
+
+    async def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Return ``function(*args, **kwargs)``, computed in one of the processes.
+
+        Raises:
+            RewardError: The function raised, or its process died.
+        """
+        job = _Job(pickle.dumps((args, kwargs)))
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(self._size, thread_name_prefix="ets-reward-worker")
+            future = self._executor.submit(self._work, job)
+        try:
+            ok, value = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            self._cancel(job)
+            raise
+        if not ok:
+            raise RewardError(f"{self._name} failed: {value}")
+        return value
+
+    def close(self) -> None:
+        """Kill the processes; harmless when called twice. Another call starts new ones."""
+        with self._lock:
+            executor, self._executor = self._executor, None
+            for process, job in self._processes.items():
+                if job is not None:
+                    job.cancelled = True
+                process.kill()
+        if executor is not None:
+            executor.shutdown(cancel_futures=True)  # Short: whatever its threads wait for has been killed.
+        _kill_all(self._processes)
+
+    def _work(self, job: _Job) -> tuple[bool, Any]:
+        """Do a job, in a thread of the executor; return whether it went well, and its result or what went wrong."""
+        while True:
+            process = self._take(job)
+            if process is None:
+                return False, "cancelled"
+            try:
+                reply = _exchange(process, job.request)
+            except Exception as error:  # Above all a result that cannot be read.
+                self._drop(process)
+                return False, f"{type(error).__name__}: {error}"
+            if reply is not None:
+                with self._lock:
+                    if process in self._processes:
+                        self._processes[process] = None
+                return reply
+            status = self._drop(process)
+            if job.cancelled:
+                return False, "cancelled"
+            if status != _worker.IDLE:  # Otherwise it went home a moment before the job came.
+                return False, f"the process died ({_cause(status)})"
+
+    def _take(self, job: _Job) -> subprocess.Popen[bytes] | None:
+        """Return an idle process or a new one, which now belongs to the job; None if the job was cancelled."""
+        with self._lock:
+            if job.cancelled:
+                return None
+            idle = next((process for process, other in self._processes.items() if other is None), None)
+            process = idle or _start(self._target, self._memory)
+            self._processes[process] = job
+            return process
+
+    def _drop(self, process: subprocess.Popen[bytes]) -> int:
+        with self._lock:
+            self._processes.pop(process, None)
+        return _kill(process)
+
+    def _cancel(self, job: _Job) -> None:
+        with self._lock:
+            job.cancelled = True
+            for process, other in self._processes.items():
+                if other is job:
+                    process.kill()
+
+
+class _Job:
+    """One call on its way; compared by identity."""
+
+    def __init__(self, request: bytes) -> None:
+        self.request = request
+        self.cancelled = False
+
+
+def _start(target: str, memory: int | None) -> subprocess.Popen[bytes]:
+    path = [entry or os.getcwd() for entry in sys.path]
+    settings = json.dumps({"path": path, "target": target, "memory": memory})
+    return subprocess.Popen(
+        [sys.executable, "-I", _worker.__file__, settings],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for this process; it then kills its own.
+    )
+
+
+def _exchange(process: subprocess.Popen[bytes], request: bytes) -> tuple[bool, Any] | None:
+    """Send a request and return the reply; None if the process ends instead."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(len(request).to_bytes(8, "little") + request)
+        process.stdin.flush()
+    except OSError:
+        return None
+    header = _read(process.stdout, 8)
+    if header is None:
+        return None
+    body = _read(process.stdout, int.from_bytes(header, "little"))
+    if body is None:
+        return None
+    ok, value = pickle.loads(body)
+    return ok, value
+
+
+def _read(stream: IO[bytes], size: int) -> bytes | None:
+    data = stream.read(size)
+    return data if len(data) == size else None
+
+
+def _kill(process: subprocess.Popen[bytes]) -> int:
+    """End a process and free what belongs to it; return its exit status."""
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):  # Unsent bytes for a process that is gone.
+                stream.close()
+    return process.wait()
+
+
+def _kill_all(processes: dict[subprocess.Popen[bytes], _Job | None]) -> None:
+    while processes:
+        _kill(processes.popitem()[0])
+
+
+def _cause(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"exit status {status}"
+
+
+def _import_name(function: Callable[..., Any], name: str) -> str:
+    module, qualified = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if module in (None, "__main__") or "<" in qualified or not qualified:
+        raise RewardSpecError(
+            f"{name} cannot run in a process of its own: its function must be importable by name, "
+            "so define it at the top level of a module that is not the main script"
+        )
+    return f"{module}:{qualified}"

@@ -8,8 +8,7 @@ import pytest
 from backends import Completion, Prompt
 from rewards import MathAnswer, Reward, SelfConsistency
 from rewards.functions import FunctionReward, GroupFunctionReward
-
-from .conformance import check_reward
+from rewards.testing import check_reward
 
 
 async def _length(completion: Completion) -> float:

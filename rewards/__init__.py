@@ -8,6 +8,7 @@ Importing the package is cheap: no model library, no framework.
 
 from rewards.answers import canonical, extract_answer
 from rewards.base import Reward
+from rewards.equivalence import equivalence_keys
 from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError
 from rewards.math_answer import MathAnswer
 from rewards.pointwise import PointwiseReward
@@ -29,6 +30,7 @@ __all__ = [
     "available",
     "build",
     "canonical",
+    "equivalence_keys",
     "extract_answer",
     "register",
 ]

@@ -12,14 +12,18 @@ import json
 import os
 import pickle
 import select
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import FileIO
 from typing import Any
 
 IDLE = 75
 """Exit status of a process that nobody has asked for anything in a while."""
 IDLE_SECONDS = 60.0
+OVERTIME = {int(signal.SIGALRM): "seconds", int(signal.SIGPROF): "cpu_seconds"}
+"""The signals by which a process is ended when a call takes too long, and which limit each of them stands for."""
+_TIMERS = {"seconds": signal.ITIMER_REAL, "cpu_seconds": signal.ITIMER_PROF}
 _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
 
@@ -39,10 +43,24 @@ def main(settings: str) -> int:
         header = _read(requests, 8)
         if header is None or (request := _read(requests, int.from_bytes(header, "little"))) is None:
             return 0
-        reply = memoryview(_reply(function, request))
+        with _time_limits(options):
+            reply = _reply(function, request)
         _write(replies, len(reply).to_bytes(8, "little"))
         _write(replies, reply)
     return IDLE
+
+
+@contextlib.contextmanager
+def _time_limits(limits: dict[str, Any]) -> Iterator[None]:
+    """Let the kernel end this process after so much time: nothing that the function does can hold that up."""
+    timers = {timer: limits[limit] for limit, timer in _TIMERS.items() if limits[limit] is not None}
+    for timer, seconds in timers.items():
+        signal.setitimer(timer, seconds)
+    try:
+        yield
+    finally:
+        for timer in timers:
+            signal.setitimer(timer, 0)
 
 
 def _imported(target: str) -> Callable[..., Any] | str:

@@ -16,5 +16,5 @@ class RewardTimeoutError(RewardError, TimeoutError):
 
 
 def failed(name: str, error: BaseException) -> RewardError:
-    """Return the error for a reward whose own code, or what it relies on, raised another one."""
-    return RewardError(f"reward {name!r} failed: {type(error).__name__}: {error}")
+    """Return the error for ``reward 'mine'`` or the like, whose code raised another one."""
+    return RewardError(f"{name} failed: {type(error).__name__}: {error}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -51,9 +50,9 @@ class FunctionReward(PointwiseReward):
         Raises:
             RewardSpecError: The function cannot be called like this.
         """
-        self._function = Function(function, "one completion", name=name, process=process, arguments=arguments or {})
+        self._function = Function(function, "one completion", name, timeout, process, arguments or {})
         self.name = self._function.name
-        self.timeout = timeout
+        self.timeout = None  # The function has its own.
         self.concurrency = None if self._function.asynchronous else 1
 
     async def judge(self, prompt: Prompt, completion: Completion) -> float | None:
@@ -82,11 +81,8 @@ class GroupFunctionReward(Reward):
         Raises:
             RewardSpecError: The function cannot be called like this.
         """
-        self._function = Function(
-            function, "the list of completions", name=name, process=process, arguments=arguments or {}
-        )
+        self._function = Function(function, "the list of completions", name, timeout, process, arguments or {})
         self.name = self._function.name
-        self._timeout = timeout
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
         """Return the function's verdicts, None for failed draws.
@@ -98,11 +94,11 @@ class GroupFunctionReward(Reward):
         if not drawn:
             return [None] * len(completions)
         try:
-            values = await within(self._timeout, self._function(prompt, list(drawn)), what=f"reward {self.name!r}")
+            values = await self._function(prompt, list(drawn))
         except RewardError:
             raise
         except Exception as error:
-            raise failed(self.name, error) from error
+            raise failed(f"reward {self.name!r}", error) from error
         try:
             values = list(values)
         except TypeError:
@@ -128,8 +124,8 @@ class Function:
         self,
         function: Callable[..., Any],
         takes: str,
-        *,
         name: str | None,
+        timeout: float | None,
         process: bool,
         arguments: Mapping[str, Any],
     ) -> None:
@@ -142,7 +138,9 @@ class Function:
         self.asynchronous = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             type(function).__call__
         )
-        self._call = functools.partial(function, **arguments) if arguments else function
+        self._function = function
+        self._arguments = arguments
+        self._timeout = timeout
         parameters = _parameters(function)
         self._wants_prompt = "prompt" in parameters
         keywords = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY or p.name == "prompt"]
@@ -156,18 +154,24 @@ class Function:
         if process:
             if self.asynchronous:
                 raise RewardSpecError(f"reward {self.name!r}: process=True is for sync functions")
-            self._workers = Workers(function, size=1, name=f"reward {self.name!r}")
+            self._workers = Workers(function, size=1, name=f"reward {self.name!r}", seconds=timeout)
 
     async def __call__(self, prompt: Prompt, judged: Any) -> Any:
-        """Return what the function returns for one completion or a list of them."""
-        keywords = {"prompt": prompt} if self._wants_prompt else {}
+        """Return what the function returns for one completion or a list of them.
+
+        Raises:
+            RewardTimeoutError: It took too long.
+        """
+        keywords = {**self._arguments, **({"prompt": prompt} if self._wants_prompt else {})}
         if self._workers is not None:
-            arguments = self._call.keywords if isinstance(self._call, functools.partial) else {}
-            return await self._workers.call(judged, **arguments, **keywords)
+            return await self._workers.call(judged, **keywords)
+        return await within(self._timeout, self._called(judged, keywords), what=f"reward {self.name!r}")
+
+    async def _called(self, judged: Any, keywords: Mapping[str, Any]) -> Any:
         if self.asynchronous:
-            value = self._call(judged, **keywords)
+            value = self._function(judged, **keywords)
         else:
-            value = await asyncio.to_thread(self._call, judged, **keywords)
+            value = await asyncio.to_thread(self._function, judged, **keywords)
         return await value if inspect.isawaitable(value) else value
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import math
 
 from backends import Completion, Prompt
 from rewards.answers import canonical, extract_answer
+from rewards.equivalence import equivalence_keys
 from rewards.errors import RewardSpecError
 from rewards.pointwise import PointwiseReward
 from rewards.registry import register
@@ -15,9 +16,8 @@ from rewards.registry import register
 class MathAnswer(PointwiseReward):
     """Reward 1 for completions whose final answer equals a known one, 0 for others; for evaluation and tests.
 
-    It knows the answer, so what it guides says nothing about how well a question would be solved without that. Answers
-    are compared by their canonical form, see `rewards.canonical`; a completion without an answer gets 0, a failed draw
-    no verdict.
+    An oracle: it knows the answer, so what it guides says nothing about how well a question would be solved without
+    that. Answers are compared by value, see `rewards.equivalence_keys`; a completion without an answer gets 0.
     """
 
     maximum = 1.0
@@ -33,13 +33,14 @@ class MathAnswer(PointwiseReward):
         """
         if isinstance(gold, float) and not math.isfinite(gold):
             raise RewardSpecError(f"the gold answer must be a finite number or a text, not {gold}")
-        self._gold = canonical(str(gold))
-        if not self._gold:
+        self._gold = str(gold)
+        if not canonical(self._gold):
             raise RewardSpecError(f"the gold answer is empty: {gold!r}")
 
     async def judge(self, prompt: Prompt, completion: Completion) -> float:
         """Return 1 for a right answer, 0 for a wrong or missing one."""
-        return float(canonical(self.answer(completion) or "") == self._gold)
+        gold, key = await equivalence_keys([self._gold, self.answer(completion) or ""])
+        return float(key == gold)
 
     def answer(self, completion: Completion) -> str | None:
         """Return the final answer as it is written in the completion."""

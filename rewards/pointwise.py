@@ -87,7 +87,7 @@ class PointwiseReward(Reward):
         """Raise what stands for all judgements having failed like this one."""
         if isinstance(error, RewardError):
             raise error
-        raise failed(self.name, error) from error
+        raise failed(f"reward {self.name!r}", error) from error
 
     async def _judge_all(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | Exception | None]:
         places = asyncio.Semaphore(self.concurrency or max(1, len(completions)))

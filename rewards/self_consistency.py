@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from backends import Completion, Prompt
 from rewards.answers import canonical, extract_answer
+from rewards.equivalence import equivalence_keys
 from rewards.errors import RewardError
 from rewards.registry import register
 from rewards.voting import VotingReward
@@ -16,22 +18,32 @@ class SelfConsistency(VotingReward):
     """Reward 1 for the answer that most draws of the group share, 0 for others; a group reward.
 
     Each completion votes for its final answer, see `VotingReward` for how votes are counted. It is no oracle: it needs
-    no key, and is right as far as the model's errors disagree with each other.
+    no key, and is right as far as the model's errors disagree with each other. Answers of one value vote together,
+    however they are written, see `rewards.equivalence_keys`.
     """
 
-    def __init__(self, accumulate: bool = False, extractor: Callable[[str], str | None] | None = None) -> None:
+    def __init__(
+        self,
+        accumulate: bool = False,
+        extractor: Callable[[str], str | None] | None = None,
+        equivalence: Literal["math", "text"] = "math",
+    ) -> None:
         """Configure the vote.
 
         Args:
             accumulate: Keep the votes of earlier steps for the rest of a run, see `VotingReward`.
             extractor: Finds the final answer in a text, None where there is none; `extract_answer` by default.
+            equivalence: Whether answers vote together if they have one value, or only if they have one
+                `rewards.canonical` text.
         """
         super().__init__(accumulate=accumulate)
         self._extract = extractor or extract_answer
+        self._by_value = equivalence == "math"
 
     async def ballots(self, prompt: Prompt, completions: Sequence[Completion]) -> list[str | None]:
-        """Return the canonical form of each answer."""
-        return [canonical(self.answer(completion) or "") for completion in completions]
+        """Return the key of each answer."""
+        answers = [self.answer(completion) or "" for completion in completions]
+        return [*(await equivalence_keys(answers) if self._by_value else map(canonical, answers))]
 
     def answer(self, completion: Completion) -> str | None:
         """Return the final answer as it is written in the completion."""

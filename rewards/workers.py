@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 from rewards import _worker
-from rewards.errors import RewardError, RewardSpecError
+from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError, failed
 
 
 class Workers:
@@ -29,7 +29,16 @@ class Workers:
     A cancelled call's process is killed at once, and so are all of them when this process dies, however it does.
     """
 
-    def __init__(self, function: Callable[..., Any] | str, *, size: int, name: str, memory: int | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any] | str,
+        *,
+        size: int,
+        name: str,
+        seconds: float | None = None,
+        cpu_seconds: float | None = None,
+        memory: int | None = None,
+    ) -> None:
         """Start nothing yet.
 
         Args:
@@ -37,7 +46,9 @@ class Workers:
                 travels by pickle.
             size: Most processes.
             name: What they work for, for messages.
-            memory: Most address space of each, in bytes; None for no limit.
+            seconds: Most wall time of a call, without the wait for a process; None for no limit.
+            cpu_seconds: Most processor time of a call, which does not depend on what else the machine is doing.
+            memory: Most address space of each process, in bytes; None for no limit.
 
         Raises:
             RewardSpecError: The function cannot be imported by name.
@@ -45,7 +56,7 @@ class Workers:
         self._target = function if isinstance(function, str) else _import_name(function, name)
         self._size = size
         self._name = name
-        self._memory = memory
+        self._limits: dict[str, float | None] = {"seconds": seconds, "cpu_seconds": cpu_seconds, "memory": memory}
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
         self._processes: dict[subprocess.Popen[bytes], _Job | None] = {}
@@ -56,6 +67,7 @@ class Workers:
         """Return ``function(*args, **kwargs)``, computed in one of the processes.
 
         Raises:
+            RewardTimeoutError: It took too long.
             RewardError: The function raised, or its process died.
         """
         job = _Job(pickle.dumps((args, kwargs)))
@@ -64,13 +76,10 @@ class Workers:
                 self._executor = ThreadPoolExecutor(self._size, thread_name_prefix="ets-reward-worker")
             future = self._executor.submit(self._work, job)
         try:
-            ok, value = await asyncio.wrap_future(future)
+            return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             self._cancel(job)
             raise
-        if not ok:
-            raise RewardError(f"{self._name} failed: {value}")
-        return value
 
     def close(self) -> None:
         """Kill the processes; harmless when called twice. Another call starts new ones."""
@@ -84,37 +93,51 @@ class Workers:
             executor.shutdown(cancel_futures=True)  # Short: whatever its threads wait for has been killed.
         _kill_all(self._processes)
 
-    def _work(self, job: _Job) -> tuple[bool, Any]:
-        """Do a job, in a thread of the executor; return whether it went well, and its result or what went wrong."""
+    def _work(self, job: _Job) -> Any:
+        """Do a job, in a thread of the executor."""
         while True:
             process = self._take(job)
-            if process is None:
-                return False, "cancelled"
             try:
                 reply = _exchange(process, job.request)
             except Exception as error:  # Above all a result that cannot be read.
                 self._drop(process)
-                return False, f"{type(error).__name__}: {error}"
+                raise failed(self._name, error) from error
             if reply is not None:
                 with self._lock:
                     if process in self._processes:
                         self._processes[process] = None
-                return reply
+                ok, value = reply
+                if not ok:
+                    raise RewardError(f"{self._name} failed: {value}")
+                return value
             status = self._drop(process)
             if job.cancelled:
-                return False, "cancelled"
+                raise RewardError(f"{self._name} was cancelled")
+            if exceeded := _worker.OVERTIME.get(-status):
+                unit = "s of processor time" if exceeded == "cpu_seconds" else "s"
+                raise RewardTimeoutError(f"{self._name} took longer than {self._limits[exceeded]:g} {unit}")
             if status != _worker.IDLE:  # Otherwise it went home a moment before the job came.
-                return False, f"the process died ({_cause(status)})"
+                raise RewardError(f"{self._name} failed: its process died ({_cause(status)})")
 
-    def _take(self, job: _Job) -> subprocess.Popen[bytes] | None:
-        """Return an idle process or a new one, which now belongs to the job; None if the job was cancelled."""
+    def _take(self, job: _Job) -> subprocess.Popen[bytes]:
+        """Return an idle process or a new one, which now belongs to the job."""
         with self._lock:
             if job.cancelled:
-                return None
+                raise RewardError(f"{self._name} was cancelled")
             idle = next((process for process, other in self._processes.items() if other is None), None)
-            process = idle or _start(self._target, self._memory)
+            process = idle or self._start()
             self._processes[process] = job
             return process
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        path = [entry or os.getcwd() for entry in sys.path]
+        settings = {"path": path, "target": self._target, **self._limits}
+        return subprocess.Popen(
+            [sys.executable, "-I", _worker.__file__, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for this process; it then kills its own.
+        )
 
     def _drop(self, process: subprocess.Popen[bytes]) -> int:
         with self._lock:
@@ -135,17 +158,6 @@ class _Job:
     def __init__(self, request: bytes) -> None:
         self.request = request
         self.cancelled = False
-
-
-def _start(target: str, memory: int | None) -> subprocess.Popen[bytes]:
-    path = [entry or os.getcwd() for entry in sys.path]
-    settings = json.dumps({"path": path, "target": target, "memory": memory})
-    return subprocess.Popen(
-        [sys.executable, "-I", _worker.__file__, settings],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for this process; it then kills its own.
-    )
 
 
 def _exchange(process: subprocess.Popen[bytes], request: bytes) -> tuple[bool, Any] | None:

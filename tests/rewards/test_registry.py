@@ -59,6 +59,7 @@ def test_public_names() -> None:
         "available",
         "build",
         "canonical",
+        "equivalence_keys",
         "extract_answer",
         "register",
     ]

@@ -1,0 +1,122 @@
+"""Which answers are the same: every answer has a key, and equal keys mean equal answers.
+
+Plain numbers and words are compared right here. Everything else is read by math-verify in worker processes with hard
+limits of time and memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Sequence
+
+from rewards.answers import canonical
+from rewards.errors import RewardError, RewardTimeoutError
+from rewards.workers import Workers
+
+SECONDS = 1.0
+"""Most processor time that reading one answer may take; a hundred times what usual ones do."""
+MEMORY = 2 << 30
+"""Most address space of a process that reads answers, in bytes."""
+LONGEST = 512
+"""Characters; longer answers are compared as text."""
+REMEMBERED = 4096
+"""Answers whose keys are kept for the next time, by this process."""
+
+_log = logging.getLogger(__name__)
+_workers = Workers(
+    "rewards._math_key:math_key",
+    size=min(2, os.cpu_count() or 1),
+    name="reading an answer",
+    seconds=20 * SECONDS,
+    cpu_seconds=SECONDS,
+    memory=MEMORY,
+)
+_known: dict[str, str] = {}
+
+_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?|-?[0-9]+/[0-9]+")
+_PERCENT = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?\\?%")
+_QUANTITY = re.compile(r"(-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+))\s*((?:[A-Za-z]{2,}[ .]*)+)")
+_SHORT_FRACTION = re.compile(r"\\[dt]?frac\s*([0-9])\s*([0-9])(?![0-9])")
+_LETTER = re.compile(r"\(?([A-Za-z])\)?")
+_TEXT_GROUP = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|begin|end)\s*\{[^{}]*\}")
+_LATEX = str.maketrans(
+    {"π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "×": r"\times ", "·": r"\cdot ", "°": r"^\circ "}
+)
+_WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
+_FUNCTIONS = "arccos arcsin arctan cos cosh cot csc exp gcd lcm ln log max min sec sin sinh tan tanh"
+_MATHEMATICAL_WORDS = frozenset(f"{_FUNCTIONS} cup frac inf infty int mod or pi sqrt sum".split())
+_BARE_COMMAND = re.compile(rf"(?<![A-Za-z\\])(?=(?:{_FUNCTIONS.replace(' ', '|')}|pi|infty)(?![A-Za-z]))")
+# math-verify reads "2(3)" as the mixed number 2 + 3. But "\log_2(8)" and "\sin^2(x)" are no products.
+_JUXTAPOSED = re.compile(r"((?<![_^0-9])[0-9]+|\))\s*(?=\()")
+_REPEATING = re.compile(r"(-?)([0-9]*)\.([0-9]{0,50})\\overline\{([0-9]{1,50})\}")
+_IN_OTHER_BASE = re.compile(r"[0-9A-Za-z]+_\{?[0-9]+\}?")
+
+
+async def equivalence_keys(answers: Sequence[str]) -> list[str]:
+    r"""Return a key for each answer: equal keys mean equal values, however they are written.
+
+    ``1/2``, ``0.5``, ``\frac12`` and ``50\%`` have one key. Numbers are compared exactly, roots and the like to 12
+    digits, expressions with variables by their values at three fixed points, sets without regard to order, equations up
+    to a factor; ``x = 5`` is 5. Words are compared without regard to case. Units are left out, as graders of
+    mathematics do, so ``5\text{ cm}`` is 5. What cannot be read within the limits is compared as text.
+
+    Args:
+        answers: Answers as they were written; an empty one has the key ``""``.
+    """
+    missing = [answer for answer in dict.fromkeys(answers) if answer not in _known]
+    found = dict(zip(missing, await asyncio.gather(*map(_key, missing)), strict=True))
+    keys = [found[answer] if answer in found else _known[answer] for answer in answers]
+    _known.update(found)
+    while len(_known) > REMEMBERED:
+        del _known[next(iter(_known))]
+    return keys
+
+
+async def _key(answer: str) -> str:
+    text = canonical(answer)
+    if (plain := _plain_key(answer, text)) is not None:
+        return plain
+    try:
+        key = await _workers.call(_latex(answer))
+    except RewardError as error:
+        _log.log(
+            logging.DEBUG if isinstance(error, RewardTimeoutError) else logging.WARNING,
+            "an answer was compared as text: %s",
+            error,
+        )
+        key = None
+    return key if isinstance(key, str) else text.casefold()
+
+
+def _latex(answer: str) -> str:
+    """Return an answer in the LaTeX that math-verify reads as it is meant."""
+    return _JUXTAPOSED.sub(r"\1\\cdot ", _BARE_COMMAND.sub(r"\\", answer.translate(_LATEX)))
+
+
+def _plain_key(answer: str, text: str) -> str | None:
+    """Return the key of a number, of words, or of what is too long to be read; None for mathematics."""
+    if not text or _NUMBER.fullmatch(text):
+        return text
+    if len(answer) > LONGEST:
+        return text.casefold()
+    if match := _PERCENT.fullmatch(text):
+        sign, whole, digits = match.groups("")
+        return canonical(f"{sign}{whole}{digits}e-{2 + len(digits)}")
+    if match := _SHORT_FRACTION.fullmatch(text):
+        return canonical(rf"\frac{{{match[1]}}}{{{match[2]}}}")
+    if match := _REPEATING.fullmatch(text):
+        sign, whole, digits, period = match.groups()
+        nines = 10 ** len(period) - 1
+        return canonical(f"{sign}{int(f'0{whole}{digits}') * nines + int(period)}/{nines * 10 ** len(digits)}")
+    if match := _LETTER.fullmatch(text):
+        return match[1].lower()
+    if (match := _QUANTITY.fullmatch(text)) and not _MATHEMATICAL_WORDS & set(match[2].lower().split()):
+        return canonical(match[1])
+    if match := _IN_OTHER_BASE.fullmatch(text):
+        return re.sub(r"[{}]", "", text).casefold()
+    rest = _TEXT_GROUP.sub("", answer).strip(" $.")
+    words = {word.lower() for word in _WORD.findall(rest)} - _MATHEMATICAL_WORDS
+    return text.casefold() if not rest or words or ":" in rest else None

@@ -14,7 +14,7 @@ from typing import Any
 
 import sympy
 from latex2sympy2_extended import NormalizationConfig
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+from math_verify import LatexExtractionConfig, parse
 from sympy.core.relational import Relational
 
 from rewards.answers import canonical
@@ -40,7 +40,7 @@ def math_key(answer: str) -> str | None:
     """Return the key of an answer in LaTeX or plain notation; None if it cannot be read as mathematics."""
     found = parse(
         f"${answer}$",
-        extraction_config=[_LATEX, ExprExtractionConfig()],
+        extraction_config=[_LATEX],
         fallback_mode="no_fallback",
         parsing_timeout=None,
     )

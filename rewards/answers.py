@@ -23,7 +23,7 @@ _LAST = re.compile(rf"(?:{_STARTED_BY})(?P<number>{_FRACTION}|{_NUMBER})")
 
 _MINUS_SIGNS = str.maketrans({"\u2212": "-", "\ufe63": "-", "\uff0d": "-", "\u2013": "-"})
 _MAX_MARKUP = 512  # markup is removed until nothing changes, which is quadratic at worst; longer answers keep theirs
-_IGNORED_MARKUP = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;:!()\[\]$]|\$")
+_IGNORED_MARKUP = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|(?<!\\)\\[,;:!()\[\]$]|\$")
 _MARKUP_SPACE = re.compile(r"\\ |\\q?quad(?![A-Za-z])|~|\s+")
 _WRAPPER_TOKEN = re.compile(
     r"(?P<wrapper>\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|boxed|fbox)\s*\{)|\\[{}]|[{}]"
@@ -94,6 +94,11 @@ def canonical(answer: str) -> str:
     return text
 
 
+def without_layout(text: str) -> str:
+    """Return LaTeX without what only concerns its looks: dollars, sizes, thin spaces."""
+    return _MARKUP_SPACE.sub(" ", _IGNORED_MARKUP.sub("", text))
+
+
 def _marked(text: str) -> str | None:
     text = text.rstrip()
     last = None
@@ -129,7 +134,7 @@ def _last_number(text: str) -> str | None:
 
 def _without_markup(text: str) -> str:
     text = text.replace("{,}", ",").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = _MARKUP_SPACE.sub(" ", _IGNORED_MARKUP.sub("", _unwrapped(text)))
+    text = without_layout(_unwrapped(text))
     text = _IDLE_SPACE.sub("", text).rstrip(". ")
     return text.lstrip("+ ")
 

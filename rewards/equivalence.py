@@ -7,12 +7,13 @@ limits of time and memory.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import re
 from collections.abc import Sequence
 
-from rewards.answers import canonical
+from rewards.answers import canonical, without_layout
 from rewards.errors import RewardError, RewardTimeoutError
 from rewards.workers import Workers
 
@@ -76,6 +77,8 @@ async def equivalence_keys(answers: Sequence[str]) -> list[str]:
 
 
 async def _key(answer: str) -> str:
+    if len(answer) <= LONGEST:
+        answer = _bare(answer)
     text = canonical(answer)
     if (plain := _plain_key(answer, text)) is not None:
         return plain
@@ -94,6 +97,17 @@ async def _key(answer: str) -> str:
 def _latex(answer: str) -> str:
     """Return an answer in the LaTeX that math-verify reads as it is meant."""
     return _JUXTAPOSED.sub(r"\1\\cdot ", _BARE_COMMAND.sub(r"\\", answer.translate(_LATEX)))
+
+
+def _bare(answer: str) -> str:
+    """Return an answer without layout, and without braces around all of it, which LaTeX does not show."""
+    text = without_layout(answer).strip().rstrip(" .")
+    while text[:1] == "{" and text[-1:] == "}":
+        depths = list(itertools.accumulate((c == "{") - (c == "}") for c in text[:-1]))
+        if min(depths) < 1:  # The first brace is closed before the end: "{1}{2}".
+            break
+        text = text[1:-1].strip()
+    return text
 
 
 def _plain_key(answer: str, text: str) -> str | None:

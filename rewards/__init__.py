@@ -8,17 +8,25 @@ Importing the package is cheap: no model library, no framework.
 
 from rewards.answers import canonical, extract_answer
 from rewards.base import Reward
+from rewards.choice import Choice, extract_choice
 from rewards.equivalence import equivalence_keys
 from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError
+from rewards.exact_match import ExactMatch
+from rewards.json_schema import JSONSchema
 from rewards.math_answer import MathAnswer
+from rewards.pattern import Regex
 from rewards.pointwise import PointwiseReward
 from rewards.registry import RewardInfo, RewardSpec, available, build, register
 from rewards.self_consistency import SelfConsistency
 from rewards.voting import VotingReward
 
 __all__ = [
+    "Choice",
+    "ExactMatch",
+    "JSONSchema",
     "MathAnswer",
     "PointwiseReward",
+    "Regex",
     "Reward",
     "RewardError",
     "RewardInfo",
@@ -32,5 +40,6 @@ __all__ = [
     "canonical",
     "equivalence_keys",
     "extract_answer",
+    "extract_choice",
     "register",
 ]

@@ -16,6 +16,7 @@ import sympy
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse
 from sympy.core.relational import Relational
+from sympy.logic.boolalg import Boolean
 
 from rewards.answers import canonical
 
@@ -54,6 +55,8 @@ def _key(value: Any) -> str | None:
         return _equation_key(value)
     if isinstance(value, Relational):
         return _inequality_key(value)
+    if isinstance(value, Boolean):  # "-2 ≤ x ≤ 7"
+        return _key(value.as_set()) if len(value.free_symbols) == 1 else None
     if isinstance(value, sympy.MatrixBase):
         return _joined(f"matrix {value.rows}x{value.cols}", map(_key, value))
     if isinstance(value, sympy.Tuple):
@@ -113,6 +116,12 @@ def _digits(number: Any) -> str | None:
     parts = value.as_real_imag()
     if not all(part.is_Float or part.is_Rational for part in parts):
         return None
+    if (
+        parts[1] == 0
+        and abs(parts[0] - round(parts[0])) < 10 ** -(_WORKING_DIGITS // 2)
+        and abs(parts[0]) < 10**_DIGITS
+    ):
+        return str(round(parts[0]))  # A logarithm of a power, say: whole, though not in SymPy's eyes.
     scale = max(abs(part) for part in parts)
     # A part that is 0 but for rounding has no digits worth comparing.
     rounded = [sympy.Integer(0) if abs(part) < scale * 10**-_DIGITS else part.evalf(_DIGITS) for part in parts]

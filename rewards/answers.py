@@ -24,7 +24,7 @@ _LAST = re.compile(rf"(?:{_STARTED_BY})(?P<number>{_FRACTION}|{_NUMBER})")
 _MINUS_SIGNS = str.maketrans({"\u2212": "-", "\ufe63": "-", "\uff0d": "-", "\u2013": "-"})
 _MAX_MARKUP = 512  # markup is removed until nothing changes, which is quadratic at worst; longer answers keep theirs
 _IGNORED_MARKUP = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|(?<!\\)\\[,;:!()\[\]$]|\$")
-_MARKUP_SPACE = re.compile(r"\\ |\\q?quad(?![A-Za-z])|~|\s+")
+_MARKUP_SPACE = re.compile(r"(?<!\\)\\ |\\q?quad(?![A-Za-z])|~|\s+")
 _WRAPPER_TOKEN = re.compile(
     r"(?P<wrapper>\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|boxed|fbox)\s*\{)|\\[{}]|[{}]"
 )
@@ -61,7 +61,12 @@ def extract_answer(text: str) -> str | None:
     Returns:
         The answer as it is written there, without surrounding whitespace; see `canonical` for comparing.
     """
-    return _marked(text) or _boxed(text) or _last_number(text)
+    return stated_answer(text) or _last_number(text)
+
+
+def stated_answer(text: str) -> str | None:
+    r"""Return the final answer that a response marks as such, by ``####`` or ``\boxed{…}``; None if it marks none."""
+    return _marked(text) or _boxed(text)
 
 
 def canonical(answer: str) -> str:

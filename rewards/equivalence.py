@@ -39,7 +39,6 @@ _known: dict[str, str] = {}
 
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?|-?[0-9]+/[0-9]+")
 _PERCENT = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?\\?%")
-_QUANTITY = re.compile(r"(-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+))\s*((?:[A-Za-z]{2,}[ .]*)+)")
 _SHORT_FRACTION = re.compile(r"\\[dt]?frac\s*([0-9])\s*([0-9])(?![0-9])")
 _LETTER = re.compile(r"\(?([A-Za-z])\)?")
 _TEXT_GROUP = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|begin|end)\s*\{[^{}]*\}")
@@ -53,6 +52,11 @@ _BARE_COMMAND = re.compile(rf"(?<![A-Za-z\\])(?=(?:{_FUNCTIONS.replace(' ', '|')
 # math-verify reads "2(3)" as the mixed number 2 + 3. But "\log_2(8)" and "\sin^2(x)" are no products.
 _JUXTAPOSED = re.compile(r"((?<![_^0-9])[0-9]+|\))\s*(?=\()")
 _REPEATING = re.compile(r"(-?)([0-9]*)\.([0-9]{0,50})\\overline\{([0-9]{1,50})\}")
+# "5 cm", "15 inches^2", "\frac{1}{2} of an hour"; "7 pm" is a time.
+_UNIT = re.compile(
+    rf"(?<=[0-9}}])\s*(?!(?:am|pm|{'|'.join(_MATHEMATICAL_WORDS)})\b)(?:[A-Za-z]{{2,}}+[ .]*+)++(?:\^\{{?[0-9]\}}?)?$"
+)
+_TWO_NUMBERS = re.compile(r"[0-9] +[0-9]")
 _IN_OTHER_BASE = re.compile(r"[0-9A-Za-z]+_\{?[0-9]+\}?")
 
 
@@ -100,14 +104,14 @@ def _latex(answer: str) -> str:
 
 
 def _bare(answer: str) -> str:
-    """Return an answer without layout, and without braces around all of it, which LaTeX does not show."""
+    """Return an answer without what does not count: layout, braces around all of it, a unit."""
     text = without_layout(answer).strip().rstrip(" .")
     while text[:1] == "{" and text[-1:] == "}":
         depths = list(itertools.accumulate((c == "{") - (c == "}") for c in text[:-1]))
         if min(depths) < 1:  # The first brace is closed before the end: "{1}{2}".
             break
         text = text[1:-1].strip()
-    return text
+    return _UNIT.sub("", text)
 
 
 def _plain_key(answer: str, text: str) -> str | None:
@@ -127,10 +131,9 @@ def _plain_key(answer: str, text: str) -> str | None:
         return canonical(f"{sign}{int(f'0{whole}{digits}') * nines + int(period)}/{nines * 10 ** len(digits)}")
     if match := _LETTER.fullmatch(text):
         return match[1].lower()
-    if (match := _QUANTITY.fullmatch(text)) and not _MATHEMATICAL_WORDS & set(match[2].lower().split()):
-        return canonical(match[1])
     if match := _IN_OTHER_BASE.fullmatch(text):
         return re.sub(r"[{}]", "", text).casefold()
-    rest = _TEXT_GROUP.sub("", answer).strip(" $.")
+    rest = _TEXT_GROUP.sub(",", answer).strip(" .,")
     words = {word.lower() for word in _WORD.findall(rest)} - _MATHEMATICAL_WORDS
-    return text.casefold() if not rest or words or ":" in rest else None
+    side_by_side = _TWO_NUMBERS.search(rest) and "frac" not in rest
+    return text.casefold() if not rest or words or ":" in rest or side_by_side else None

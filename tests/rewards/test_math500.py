@@ -31,7 +31,7 @@ SAME_VALUE = {
 }
 """The different spellings of one value among the answers of different problems, checked by hand."""
 
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"-?\d*(?:\.\d+)?")
 _FRACTION = re.compile(r"(-?)\\frac\{?(\d+)\}?\{?(\d+)\}?")
 
 
@@ -61,6 +61,17 @@ def _braces(answer: str) -> str:
     return rf" {{{answer}}}\ "
 
 
+def _signs(answer: str) -> str:
+    """Products and units by other signs, lists in another order."""
+    if re.fullmatch(r"[\d, ]*, [\d, ]*", answer):
+        return ",".join(sorted(answer.split(", "), reverse=True))
+    text = re.sub(r"(?<![\d^_{.])(\d+) ?(?=\\pi|\\sqrt|[a-zA-Z])", r"\1\\cdot ", answer.replace(r"\!", ""))
+    text = re.sub(r"\\(?:text|mbox)\{( \w+)\}", r"\1", text.replace(r"^\circ", " degrees").replace(r"\$", ""))
+    text = re.sub(r"_\{(\d)\}$", r"_\1", text) if "_{" in text else re.sub(r"_(\d)", r"_{\1}", text)
+    text = text.replace(",", "") if re.fullmatch(r"[\d,]+", text) else text
+    return text.replace(r"\pi", "π").replace(" x", "(x)" if "cot" in text else " x")
+
+
 def _sentence(answer: str) -> str:
     """The end of a response."""
     return extract_answer(rf"So there are 3 cases, and the answer is $\boxed{{{answer}}}$.") or ""
@@ -84,13 +95,13 @@ def _value(answer: str) -> str:
         return match[1].strip("()").upper()
     if "matrix" in answer:
         return answer.replace("pmatrix", "bmatrix").replace("1/5", "0.2")
-    terms = re.split(r" ?(?=[-+]) ?", answer)
-    if len(terms) > 1 and all(terms) and not re.search(r"[(\[{,=]", answer):
-        return "+".join(reversed(terms)).replace("+-", "-").replace("++", "+")
+    terms = re.findall(r"[-+]?[^-+]+", answer.replace(" ", ""))
+    if len(terms) > 1 and not re.search(r"[(\[{,=\\]", answer):
+        return "".join(term if term[0] in "+-" else f"+{term}" for term in reversed(terms))
     return re.sub(r"\\sqrt\{(\d+)\}", r"{\1}^{\\frac{1}{2}}", answer)
 
 
-REWRITINGS: list[Callable[[str], str]] = [_markup, _braces, _spacing, _fractions, _value, _sentence, _marked]
+REWRITINGS: list[Callable[[str], str]] = [_markup, _braces, _spacing, _fractions, _signs, _value, _sentence, _marked]
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +125,9 @@ async def test_every_answer_equals_itself_in_all_rewritings(golds: list[str], ca
                 misses.append((gold, text))
     with capsys.disabled():
         print("\n\nMATH500: 500 answers against themselves, rewritten")
-        print(f"{'':40}{'equal':>8}{'different':>11}{'spelled otherwise':>19}")
+        print(f"{'':60}{'equal':>8}{'different':>11}{'spelled otherwise':>19}")
         for name, counts in table.items():
-            print(f"{name:40}{counts['equal']:>8}{counts['different']:>11}{counts['spelled otherwise']:>19}")
+            print(f"{name:60}{counts['equal']:>8}{counts['different']:>11}{counts['spelled otherwise']:>19}")
     assert misses == []
     assert all(len({rewrite(gold) for rewrite in REWRITINGS} - {gold}) >= 3 for gold in golds)
 

@@ -16,6 +16,16 @@ from backends import Completion, Prompt
 from rewards import MathAnswer, Reward, RewardSpecError, SelfConsistency, available, build, register, registry
 
 
+BUILT_IN = {
+    "choice",
+    "exact_match",
+    "json_schema",
+    "math_answer",
+    "regex",
+    "self_consistency",
+}
+
+
 @pytest.fixture(autouse=True)
 def _registry_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
@@ -46,8 +56,12 @@ class Constant(Reward):
 
 def test_public_names() -> None:
     assert sorted(rewards.__all__) == [
+        "Choice",
+        "ExactMatch",
+        "JSONSchema",
         "MathAnswer",
         "PointwiseReward",
+        "Regex",
         "Reward",
         "RewardError",
         "RewardInfo",
@@ -61,6 +75,7 @@ def test_public_names() -> None:
         "canonical",
         "equivalence_keys",
         "extract_answer",
+        "extract_choice",
         "register",
     ]
     assert all(hasattr(rewards, name) for name in rewards.__all__)
@@ -137,8 +152,8 @@ def test_gold_answers_are_answers(gold: str) -> None:
     ("spec", "message"),
     [
         ("self_consistancy", r"no reward is called 'self_consistancy'; did you mean 'self_consistency'\? "
-                             r"Registered: math_answer, self_consistency"),
-        ("zzz", "no reward is called 'zzz'. Registered: math_answer"),
+                             r"Registered: choice, .*self_consistency"),
+        ("zzz", "no reward is called 'zzz'. Registered: choice, "),
         ("", "no reward is called ''"),
         ("math_answer", r"missing argument 'gold' \(it takes: gold: "),
         ("math_answer:gald=1", r"unknown argument 'gald'; missing argument 'gold' \(it takes: gold: "),
@@ -258,7 +273,7 @@ def test_available_rewards_are_described() -> None:
     register("constant")(Constant)
     register("undocumented")(lambda completion: 1.0)
     infos = {info.name: info for info in available()}
-    assert list(infos) == ["constant", "math_answer", "self_consistency", "undocumented"]
+    assert list(infos) == sorted({*BUILT_IN, "constant", "undocumented"})
     assert infos["constant"].summary == "The same for all."
     assert infos["math_answer"].parameters == ("gold: str | int | float",)
     assert infos["self_consistency"].parameters[0] == "accumulate: bool = False"
@@ -294,7 +309,7 @@ class TestPlugins:
             "decorated = reward_plugin:decorated",
         )
         names = {info.name for info in available()}
-        assert names == {"by_decorator", "by_entry_point", "mine", "other_name", "self_consistency", "math_answer"}
+        assert names == {*BUILT_IN, "by_decorator", "by_entry_point", "mine", "other_name"}
         assert await build("by_entry_point").score("q", [Completion(text="")]) == [2.0]
 
     @pytest.mark.parametrize(

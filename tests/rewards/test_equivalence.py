@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from backends import Completion
+from rewards import MathAnswer, SelfConsistency, equivalence, equivalence_keys
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["1/2", "0.5", r"\frac12", r"50\%", "50%", ".50", r"\dfrac{2}{4}", "{0.5}", "$0.5$", r"\frac{\sqrt{4}}{4}"],
+        ["1,234", "1234.0", r"1{,}234", r"\$1,234", "1234 dollars", r"1234\text{ cm}", "x = 1234", r"1\,234"],
+        [r"\sqrt{8}", r"2\sqrt2", "2^{3/2}", "2*sqrt(2)", r"\sqrt{2}+\sqrt2", r"\sqrt 8"],
+        ["3pi", r"3\pi", "3π", r"\pi\cdot 3", r"6\pi/2"],
+        ["2x+3", "3 + 2x", r"2\left(x+\frac32\right)", "y = 2x + 3", r"3+x\cdot 2"],
+        ["x^2-1", "(x-1)(x+1)", "(1+x)(x-1)"],
+        ["1,-2", "-2, 1", r"\{1, -2\}", r"-2 \text{ and } 1"],
+        [r"1 \pm \sqrt{19}", r"1-\sqrt{19}, 1+\sqrt{19}"],
+        [r"x \le 3", r"3 \ge x", r"(-\infty, 3]", "x ≤ 3"],
+        [r"x \in [-2,7]", "[-2,7]", r"\left[-2, 7\right]", r"-2 \le x \le 7"],
+        ["2x+3y=6", "4x + 6y - 12 = 0", "6 - 2x = 3y"],
+        ["6 - 5i", "-5i+6", "6-5 i"],
+        [r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix} 1 \\ 4/2 \end{bmatrix}"],
+        [r"0.\overline{3}", "1/3", r"\frac{2}{6}"],
+        ["no solution", "No  Solution", r"\text{no solution}."],
+        ["(C)", "C", "c", r"\text{(C)}"],
+        ["2(3)", "6", "(2)(3)", r"2\cdot 3"],
+        ["10^{50}", "1" + "0" * 50],
+        [r"90^\circ", "90", "90°", "90 degrees"],
+        ["1" * 10_000, "0" + "1" * 10_000 + ".0"],
+        [r"\log_2(8)", "3", r"\frac{\ln 8}{\ln 2}"],
+    ],
+    ids=lambda answers: answers[0][:20],
+)
+async def test_equal_values_have_equal_keys(answers: list[str]) -> None:
+    keys = await equivalence_keys(answers)
+    assert set(keys) == {keys[0]}, dict(zip(answers, keys, strict=True))
+    assert keys[0]
+
+
+async def test_different_values_have_different_keys() -> None:
+    answers = [
+        "0", "1", "-1", "0.3333", "1/3", "50", "0.5", "9:00", "9", "11_6", "11", r"11_{8}", "x", "y", "2x", "x^2",
+        r"\sqrt2", "1.4142", "1.41421356237", r"\pi", "3.14159265", "(1,2]", "[1,2)", "[1,2]", "(1,2)", "(2,1)", "1,2",
+        "1,2,3", "x<3", r"x\le 3", "x>3", "x=y+1", "x=y-1", "x+y=2", "x+y<2", "x+y>2", "even", "odd", "east", "seat",
+        "i", "1+i", r"|x|", "5 5", r"\infty", r"-\infty", r"\begin{pmatrix}1\\2\end{pmatrix}", "7 am", "7 pm",
+        r"\begin{pmatrix}1&2\end{pmatrix}", r"\sin x", r"\cos x", "1" * 600, "1" * 601, "", r"\emptyset", "10^{30}",
+        "10^{30}+1",
+    ]  # fmt: skip
+    keys = await equivalence_keys(answers)
+    assert len(set(keys)) == len(answers), sorted(zip(keys, answers, strict=True))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["9^{9^{9^{9}}}", "(10^6)!", r"\binom{10^9}{5\cdot 10^8}", "2^{2^{2^{2^{2^{2}}}}}", "1000000000^{1000000000}",
+     r"\sqrt{" * 80 + "2" + "}" * 80, "(" * 250 + "1" + ")" * 250, r"\frac{1}{" * 50 + "x" + "}" * 50,
+     r"\int_0^1 e^{x^x} dx", r"\prod_{k=1}^{10^9} k", r"\lim_{x\to 0} x^{x^x}"],
+)  # fmt: skip
+async def test_monsters_are_read_as_text_within_the_limits(answer: str) -> None:
+    began = time.perf_counter()
+    (key,) = await equivalence_keys([answer])
+    assert time.perf_counter() - began < 8 * equivalence.SECONDS, "processor time of a busy machine, and a new process"
+    assert key
+    assert await equivalence_keys(["2^{10}"]) == ["1024"], "the next answer is read as ever"
+
+
+async def test_a_monster_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equivalence, "_known", {})
+    await equivalence_keys(["7^{7^{7^{7}}}"])
+    began = time.perf_counter()
+    await equivalence_keys(["7^{7^{7^{7}}}"] * 1000)
+    assert time.perf_counter() - began < 0.5
+
+
+async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equivalence, "REMEMBERED", 5)
+    keys = await equivalence_keys([str(n) for n in range(50)])
+    assert keys == [str(n) for n in range(50)]
+    assert len(equivalence._known) == 5
+
+
+async def test_without_math_verify_answers_are_compared_as_text(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(equivalence, "_known", {})
+    monkeypatch.setattr(equivalence, "_workers", equivalence.Workers("no_such:f", size=1, name="reading an answer"))
+    assert await equivalence_keys([r"\sqrt{4}", "0.50"]) == [r"\sqrt{4}", "0.5"]
+    assert "compared as text: reading an answer failed: cannot import" in caplog.text
+    equivalence._workers.close()
+
+
+async def test_votes_and_oracle_go_by_value() -> None:
+    texts = [r"\boxed{\frac12}", "#### 50%", r"\boxed{\frac{\sqrt4}{4}}", "it is 0.25", "#### 1/4", r"\boxed{x}"]
+    group = [Completion(text=text) for text in texts]
+    assert await SelfConsistency().score("q", group) == [1, 1, 1, 0, 0, 0]
+    assert await SelfConsistency(equivalence="text").score("q", group) == [0, 0, 0, 1, 1, 0]
+    assert await MathAnswer(r"\tfrac{2}{4}").score("q", group) == [1, 1, 1, 0, 0, 0]
+
+
+_pieces = st.sampled_from(
+    [
+        *r"0123456789+-*/^_(){}[],.=<>!|%&$\ xyie",
+        r"\frac",
+        r"\sqrt{",
+        r"\text{",
+        r"\pi",
+        r"\begin{pmatrix}",
+        r"\pm",
+        r"\int",
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(_pieces | st.characters(), max_size=25).map("".join))
+@example("\x00")
+@example("\ud800")
+@example("$" * 511)
+@example(r"\frac{1}{0}")
+@example("0^{-1}")
+@example(r"\frac{0}{0}")
+def test_any_text_has_a_key(answer: str) -> None:
+    began = time.perf_counter()
+    keys = asyncio.run(equivalence_keys([answer, answer]))
+    assert keys[0] == keys[1]
+    assert time.perf_counter() - began < 8 * equivalence.SECONDS
+
+
+@pytest.mark.parametrize(
+    "piece", ["9", " ", "$", r"\ ", "{", "}", "a", "ab. ", r"\text{", "(", "1,", "a ", r"\frac", ".", "- ", "1 "]
+)
+async def test_long_texts_take_no_time(piece: str) -> None:
+    began = time.perf_counter()
+    short = piece * (500 // len(piece))
+    await equivalence_keys([piece * (100_000 // len(piece)), short, f"5 {short[:450]}!", f"{{5}}{short[:450]}_"])
+    assert time.perf_counter() - began < 8 * equivalence.SECONDS

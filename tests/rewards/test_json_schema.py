@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends import Completion
+from rewards import JSONSchema, RewardSpecError, build
+from rewards.json_schema import find_json
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ('{"name": "Ada", "age": 36}', 1),
+        ('Sure!\n```json\n{"name": "Ada"}\n```\nAnything else?', 1),
+        ('```\n{"name": "Ada"}\n```', 1),
+        ('```json\n{"name": "Ada"}', 1),
+        ('First ```json\n{"age": 1}\n```\nno, better:\n```json\n{"name": "Ada"}\n```', 1),
+        ('The answer is {"name": "Ada"}.', 1),
+        ('{"name": "Ada", "age": -1}', 0),
+        ('{"age": 36}', 0),
+        ('{"name": "Ada", "city": "London"}', 0),
+        ('["name"]', 0),
+        ("{'name': 'Ada'}", 0),
+        ('{"name": "Ada"', 0),
+        ('{"name": NaN}', 0),
+        ("no JSON", 0),
+        ("", 0),
+        ("[" * 100_000 + "]" * 100_000, 0),
+        ('{"name": "Ada", "age": ' + "9" * 5000 + "}", 0),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_valid_or_not(text: str, valid: float) -> None:
+    reward = build({"name": "json_schema", "schema": PERSON})
+    assert await reward.score("q", [Completion(text=text)]) == [valid]
+
+
+def test_answer_is_the_json_as_written() -> None:
+    reward = JSONSchema(PERSON)
+    assert reward.answer(Completion(text='It is {"name":  "Ada"}!')) == '{"name":  "Ada"}'
+    assert reward.answer(Completion(text="{nothing}")) is None
+
+
+async def test_a_specification_as_text() -> None:
+    reward = build('json_schema:schema={"type": "array", "items": {"type": "number"}}')
+    assert await reward.score("q", [Completion(text=t) for t in ("[1, 2.5]", '["a"]', "[]")]) == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "thing"}, {"properties": 3}, {"pattern": "("}, {"minimum": float("nan")}, {"a": {1, 2}}]
+)
+def test_what_is_no_schema_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(RewardSpecError, match="no JSON schema"):
+        JSONSchema(schema)
+
+
+async def test_other_documents_are_not_fetched() -> None:
+    reward = JSONSchema({"$ref": "http://127.0.0.1:9/schema.json"})
+    with pytest.raises(Exception, match=r"Unresolvable|127\.0\.0\.1"):
+        await reward.score("q", [Completion(text="{}")])
+
+
+async def test_a_pattern_that_never_ends_gives_no_verdict() -> None:
+    reward = JSONSchema({"properties": {"a": {"pattern": "^(a+)+$"}}}).session()
+    evil, good = ({"a": "a" * 40 + "!"}, {"a": "aaa"})
+    group = [Completion(text=json.dumps(value)) for value in (evil, good)]
+    assert await reward.score("q", group) == [None, 1]
+
+
+_pieces = st.sampled_from(
+    ["{", "}", "[", "]", '"a"', ":", ",", "1", "```", "```json\n", "\n", "null", "NaN", "\\u0000"]
+)
+
+
+@given(st.lists(_pieces | st.characters(), max_size=25).map("".join))
+def test_any_text_is_json_or_not(text: str) -> None:
+    found = find_json(text)
+    assert found is None or json.loads(found) is not Ellipsis
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
+    )
+)
+def test_json_is_found_in_prose(value: Any) -> None:
+    text = json.dumps({"value": value})
+    for wrapped in (text, f"Here: {text}. Good?", f"```json\n{json.dumps({'value': value}, indent=1)}\n```"):
+        assert json.loads(find_json(wrapped) or "") == {"value": value}
+
+
+@pytest.mark.parametrize("piece", ["{", "[", "```json\n", "```\n", "\n ", '"', "{}", "}{"])
+def test_long_texts_take_no_time(piece: str) -> None:
+    began = time.perf_counter()
+    find_json(piece * (100_000 // len(piece)))
+    assert time.perf_counter() - began < 1

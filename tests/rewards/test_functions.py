@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from backends import Completion
-from rewards import RewardError, RewardSpecError, build
+from rewards import RewardError, RewardSpecError, RewardTimeoutError, build
 from rewards.functions import FunctionReward, GroupFunctionReward
 
 A, B = Completion(text="a"), Completion(text="bb")
@@ -168,3 +168,64 @@ def test_functions_of_another_shape_are_refused(function: Any) -> None:
 def test_name_is_the_functions() -> None:
     assert build(_length).name == "_length"
     assert build(_AsyncCallable()).name == "_AsyncCallable"
+
+
+async def test_a_function_may_ask_for_the_prompt() -> None:
+    @functools.cache
+    def echoes(completion: Completion, prompt: str) -> bool:
+        return prompt in completion.text
+
+    async def echoed(group: list[Completion], *, prompt: str) -> list[bool]:
+        return [prompt in completion.text for completion in group]
+
+    assert await build(echoes).score("b", [A, B]) == [0.0, 1.0]
+    assert await GroupFunctionReward(echoed).score("b", [A, B]) == [0.0, 1.0]
+
+
+async def test_functions_have_a_time_limit() -> None:
+    async def hang(judged: Any) -> float:
+        await asyncio.Event().wait()
+        return 0.0
+
+    for reward in (
+        FunctionReward(hang, name="mine", timeout=0.05),
+        GroupFunctionReward(hang, name="mine", timeout=0.05),
+    ):
+        with pytest.raises(RewardTimeoutError, match=r"reward 'mine' took longer than 0.05 s"):
+            await reward.score("q", [A, B])
+
+
+async def test_a_thread_that_takes_too_long_is_left_behind() -> None:
+    released = threading.Event()
+    with pytest.raises(RewardTimeoutError):
+        await FunctionReward(lambda c: released.wait(30), timeout=0.05).score("q", [A])
+    released.set()
+
+
+def hang_on_b(completion: Completion, *, factor: float = 1.0, prompt: str = "") -> float:
+    """Take for ever on "bb"; in this module, so that a worker process can import it."""
+    while completion.text == "bb":
+        pass
+    return factor * len(completion.text + prompt)
+
+
+async def test_a_process_that_takes_too_long_is_killed() -> None:
+    reward = FunctionReward(hang_on_b, process=True, timeout=0.3, arguments={"factor": 2.0})
+    try:
+        assert await reward.session().score("qq", [A, B]) == [6.0, None]
+        with pytest.raises(RewardTimeoutError, match="'hang_on_b' took longer"):
+            await reward.score("q", [B])
+    finally:
+        await reward.aclose()
+
+
+async def _never(completion: Completion) -> float:
+    return 0.0
+
+
+@pytest.mark.parametrize(
+    ("function", "message"), [(_never, "process=True is for sync functions"), (lambda c: 0.0, "importable by name")]
+)
+def test_what_cannot_run_in_a_process_is_refused(function: Any, message: str) -> None:
+    with pytest.raises(RewardSpecError, match=message):
+        FunctionReward(function, process=True)

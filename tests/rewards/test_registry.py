@@ -15,7 +15,6 @@ import rewards
 from backends import Completion, Prompt
 from rewards import MathAnswer, Reward, RewardSpecError, SelfConsistency, available, build, register, registry
 
-
 BUILT_IN = {
     "choice",
     "exact_match",
@@ -238,6 +237,25 @@ async def test_registered_functions() -> None:
     assert build(relative).name == "relative"
     with pytest.raises(RewardSpecError, match=r"reward 'length': unknown argument 'unit' \(it takes: no arguments\)"):
         build("length:unit=1")
+
+
+async def test_keyword_only_parameters_of_a_function_are_arguments() -> None:
+    @register("mentions")
+    def mentions(completion: Completion, *, word: str, times: int = 1) -> float:
+        return completion.text.count(word) / times
+
+    group = [Completion(text="ab a"), Completion(text="b")]
+    assert await build("mentions:word=a").score("q", group) == [2.0, 0.0]
+    assert await build({"name": "mentions", "word": "b", "times": 2}).score("q", group) == [0.5, 0.5]
+    assert {info.name: info for info in available()}["mentions"].parameters == ("word: str", "times: int = 1")
+    with pytest.raises(
+        RewardSpecError, match=r"reward 'mentions': missing argument 'word' \(it takes: word: str, times"
+    ):
+        build("mentions")
+    with pytest.raises(RewardSpecError, match="times='x'"):
+        build("mentions:word=a,times=x")
+    with pytest.raises(RewardSpecError, match="missing argument 'word'"):
+        build(mentions)
 
 
 def test_registering_twice() -> None:

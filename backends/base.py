@@ -38,12 +38,14 @@ class SamplingParams:
         top_p: Nucleus sampling keeps the smallest set of tokens whose probability reaches it; 1 keeps all.
         top_k: Only this many most probable tokens are kept; 0 keeps all.
         stop: Strings that end a sequence wherever they occur; they are not part of its text.
+        confidence: Whether states and completions are to tell their `Confidence`; it changes nothing that is drawn.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     stop: tuple[str, ...] = ()
+    confidence: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -71,6 +73,40 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Confidence:
+    """How sure a model was of its tokens: sums over all tokens of a response (nats).
+
+    All are of the model's own distribution p, at temperature 1 and without truncation, whatever was sampled from, so
+    that they describe the response and not the sampling parameters.
+
+    Attributes:
+        num_tokens: Tokens, the end-of-sequence token included where one was drawn.
+        logprob: Sum of log p(token).
+        entropy: Sum of the entropies of p; None where only the tokens' own probabilities are known.
+        self_certainty: Sum of KL(U || p) with U uniform over the V tokens of the vocabulary: -log V minus the mean of
+            log p; None where it is not known.
+    """
+
+    num_tokens: int = 0
+    logprob: float = 0.0
+    entropy: float | None = 0.0
+    self_certainty: float | None = 0.0
+
+    def __add__(self, other: Confidence) -> Confidence:
+        """Return the confidence of two parts of a response together."""
+        return Confidence(
+            num_tokens=self.num_tokens + other.num_tokens,
+            logprob=self.logprob + other.logprob,
+            entropy=_sum(self.entropy, other.entropy),
+            self_certainty=_sum(self.self_certainty, other.self_certainty),
+        )
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What a backend can do.
 
@@ -81,6 +117,8 @@ class Capabilities:
         full_support: Nothing beyond the given parameters truncates what is drawn, such as a top-k of the server's own.
         seed: Draws are determined by the seed.
         chat: Prompts may be chat messages.
+        confidence: States and completions tell their `Confidence` where the parameters ask for it.
+        entropy: It includes entropy and self-certainty.
     """
 
     continue_prefix: bool = True
@@ -89,6 +127,8 @@ class Capabilities:
     full_support: bool = True
     seed: bool = True
     chat: bool = True
+    confidence: bool = False
+    entropy: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +144,14 @@ class State:
             Empty where the backend does not know them.
         finished: Whether the response is complete, i.e. this is x_0.
         finish_reason: Why it is, once it is.
+        confidence: How sure the model was of the response so far, where that was asked for.
     """
 
     text: str = ""
     num_tokens: int = 0
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     finish_reason: FinishReason | None = None
+    confidence: Confidence | None = field(default=None, repr=False, compare=False)
 
     @property
     def finished(self) -> bool:
@@ -132,6 +174,7 @@ class Completion:
         log_weight: Log of the number of draws that this completion stands for in its group (nats). Group
             rewards use it as vote weight.
         error: What went wrong, where ``finish_reason`` is ``error``.
+        confidence: How sure the model was of the whole response, where that was asked for.
     """
 
     text: str
@@ -141,6 +184,7 @@ class Completion:
     finish_reason: FinishReason = "stop"
     log_weight: float = 0.0
     error: str | None = None
+    confidence: Confidence | None = field(default=None, repr=False)
 
     def weighted(self, log_weight: float) -> Completion:
         """Return the same completion standing for ``exp(log_weight)`` draws."""

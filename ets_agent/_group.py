@@ -90,7 +90,11 @@ class Group:
             self.source.append(place)
         for candidate in self.candidates:
             if candidate.state.finish_reason is not None:
-                itself = Completion(text=candidate.state.text, finish_reason=candidate.state.finish_reason)
+                itself = Completion(
+                    text=candidate.state.text,
+                    finish_reason=candidate.state.finish_reason,
+                    confidence=candidate.state.confidence,
+                )
                 candidate.rollouts.append(known.get(candidate.state) or Rollout(itself))
 
     @property

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -105,7 +106,11 @@ class Run:
         config = self._config
         blocks = config.blocks
         start = await self._within(
-            self._backend.begin(self._prompt, max_tokens=config.max_tokens, params=config.sampling)
+            self._backend.begin(
+                self._prompt,
+                max_tokens=config.max_tokens,
+                params=replace(config.sampling, confidence="confidence" in self._reward.needs),
+            )
         )
         if len(blocks) > 1:  # Otherwise there is nothing to roll out.
             await self._within(self._source.begin(self._prompt, start, max_tokens=config.max_tokens))

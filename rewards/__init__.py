@@ -9,6 +9,7 @@ Importing the package is cheap: no model library, no framework.
 from rewards.answers import canonical, extract_answer
 from rewards.base import Reward
 from rewards.choice import Choice, extract_choice
+from rewards.confidence import Entropy, LogProb, SelfCertainty
 from rewards.equivalence import equivalence_keys
 from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError
 from rewards.exact_match import ExactMatch
@@ -22,8 +23,10 @@ from rewards.voting import VotingReward
 
 __all__ = [
     "Choice",
+    "Entropy",
     "ExactMatch",
     "JSONSchema",
+    "LogProb",
     "MathAnswer",
     "PointwiseReward",
     "Regex",
@@ -33,6 +36,7 @@ __all__ = [
     "RewardSpec",
     "RewardSpecError",
     "RewardTimeoutError",
+    "SelfCertainty",
     "SelfConsistency",
     "VotingReward",
     "available",

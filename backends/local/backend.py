@@ -20,6 +20,7 @@ from backends.base import (
     BackendContext,
     Capabilities,
     Completion,
+    Confidence,
     FinishReason,
     Prompt,
     SamplingParams,
@@ -132,7 +133,7 @@ class LocalBackend(BackendContext):
     @property
     def capabilities(self) -> Capabilities:
         """Everything; chat where the tokenizer has a chat template."""
-        return Capabilities(chat=self._tokenizer.chat_template is not None)
+        return Capabilities(chat=self._tokenizer.chat_template is not None, confidence=True, entropy=True)
 
     async def begin(self, prompt: Prompt, *, max_tokens: int, params: SamplingParams) -> State:
         """Return the empty response to a prompt; see `backends.Backend.begin`."""
@@ -148,7 +149,14 @@ class LocalBackend(BackendContext):
                 f"the prompt has {len(ids)} tokens and max_tokens is {max_tokens}; "
                 f"{self._name} allows {self._context} together"
             )
-        return _LocalState(prompt_ids=ids, token_ids=(), params=params, max_tokens=max_tokens, prefix=Prefix(ids))
+        return _LocalState(
+            prompt_ids=ids,
+            token_ids=(),
+            params=params,
+            max_tokens=max_tokens,
+            prefix=Prefix(ids),
+            confidence=Confidence() if params.confidence else None,
+        )
 
     async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
         """Draw n successors of a state; see `backends.Backend.extend`."""
@@ -190,7 +198,7 @@ class LocalBackend(BackendContext):
             if not all(0 <= token < self._embeddings for token in ids):
                 raise BackendError(f"{self._name} has no embedding for one of the tokens {ids}")
             prefix = own.prefix if ids == own.token_ids else Prefix(own.prompt_ids + ids, parent=own.prefix)
-            adopted.append(self._continued(own, ids, other.finish_reason, prefix))
+            adopted.append(self._continued(own, ids, other.finish_reason, prefix, confidence=None))
         return adopted
 
     async def score(self, states: Sequence[State], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
@@ -231,10 +239,17 @@ class LocalBackend(BackendContext):
 
     def _successor(self, state: _LocalState, row: Row) -> _LocalState:
         ids = state.token_ids + tuple(row.drawn)
-        return self._continued(state, ids, row.finish_reason, row.successor or Prefix(state.prompt_ids + ids))
+        prefix = row.successor or Prefix(state.prompt_ids + ids)
+        return self._continued(state, ids, row.finish_reason, prefix, confidence=_confidence(state, row))
 
     def _continued(
-        self, state: _LocalState, ids: tuple[int, ...], finish_reason: FinishReason | None, prefix: Prefix
+        self,
+        state: _LocalState,
+        ids: tuple[int, ...],
+        finish_reason: FinishReason | None,
+        prefix: Prefix,
+        *,
+        confidence: Confidence | None,
     ) -> _LocalState:
         """Return a later state of the same response, with these tokens."""
         return replace(
@@ -244,6 +259,7 @@ class LocalBackend(BackendContext):
             token_ids=ids,
             finish_reason=finish_reason,
             prefix=prefix,
+            confidence=confidence,
         )
 
     def _completion(self, state: _LocalState, row: Row) -> Completion:
@@ -253,6 +269,7 @@ class LocalBackend(BackendContext):
             token_ids=tuple(row.drawn),
             logprob=float(sum(row.logprobs)),
             finish_reason=row.finish_reason,
+            confidence=_confidence(state, row),
         )
 
 
@@ -278,7 +295,11 @@ def _row(state: _LocalState, tokens: int, seed: int) -> Row:
 
 def _as_completion(state: _LocalState) -> Completion:
     assert state.finish_reason is not None
-    return Completion(text=state.text, logprob=0.0, finish_reason=state.finish_reason)
+    return Completion(text=state.text, logprob=0.0, finish_reason=state.finish_reason, confidence=state.confidence)
+
+
+def _confidence(state: _LocalState, row: Row) -> Confidence | None:
+    return None if state.confidence is None else state.confidence + row.confidence
 
 
 async def _done(future: Future[T]) -> T:

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends.base import FinishReason, SamplingParams
+from backends.base import Confidence, FinishReason, SamplingParams
 from backends.errors import BackendError
 from backends.local.cache import BatchCache, Prefix
 from backends.local.model import Model
-from backends.local.sampling import SampledDistribution, draw
+from backends.local.sampling import SampledDistribution, confidences, draw
 from backends.local.text import Decoder
 
 
@@ -32,6 +32,7 @@ class Row:
         uniforms: One number in [0, 1) per token of the budget, from the row's own stream.
         drawn: Tokens drawn so far.
         logprobs: Their log-probabilities (nats).
+        confidence: How sure the model was of them, where the parameters ask for it.
         finish_reason: Why the response is over, once it is.
         successor: The sequence with all that was drawn, computed; only for a response that is not over.
     """
@@ -44,6 +45,7 @@ class Row:
     uniforms: NDArray[np.float64]
     drawn: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    confidence: Confidence = field(default_factory=Confidence)
     finish_reason: FinishReason | None = None
     successor: Prefix | None = None
     _replayed: int = 0
@@ -146,6 +148,10 @@ class Batch:
         logprobs = chosen.tolist()
         if any(map(math.isnan, logprobs)):
             raise BackendError("the model's logits are not numbers (NaN); try dtype='float32' or 'bfloat16'")
+        if any(row.params.confidence for row in rows):
+            own = log_probabilities if distribution.plain else logits.float().log_softmax(dim=-1)
+            for row, confidence in zip(rows, confidences(own, tokens), strict=True):
+                row.confidence += confidence
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs, strict=True):
             row.drawn.append(token)
             row.logprobs.append(logprob)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backends.base import SamplingParams
+from backends.base import Confidence, SamplingParams
 
 
 class SampledDistribution:
@@ -38,6 +38,11 @@ class SampledDistribution:
             # Infinity, not 1: a cumulative sum may round up to 1 and drop the tail.
             masses = [p.top_p if p.top_p < 1 else float("inf") for p in params]
             self._top_p = torch.tensor(masses, device=device)[:, None]
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is the model's own distribution, for all rows."""
+        return all(column is None for column in (self._temperature, self._greedy, self._top_k, self._top_p))
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Return log-probabilities (nats, float32) for logits of shape (rows, vocabulary).
@@ -85,3 +90,23 @@ def draw(log_probabilities: Tensor, uniforms: Tensor) -> Tensor:
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
     # The clamp matters for NaN only, whose place is past the end; the log-probability then tells the caller.
     return torch.searchsorted(bounds, target, right=True).squeeze(1).clamp_(max=bounds.shape[-1] - 1)
+
+
+def confidences(log_probabilities: Tensor, tokens: Tensor) -> list[Confidence]:
+    """Return each row's confidence in its next token; entries of minus infinity are no tokens of the vocabulary.
+
+    Args:
+        log_probabilities: Those of the model's own distribution (nats), shape (rows, vocabulary).
+        tokens: What was drawn, shape (rows,).
+    """
+    possible = log_probabilities > -torch.inf
+    finite = log_probabilities.masked_fill(~possible, 0.0)
+    sizes = possible.sum(dim=-1)
+    logprobs = log_probabilities.gather(1, tokens[:, None]).squeeze(1)
+    entropies = -(finite * log_probabilities.exp()).sum(dim=-1)
+    certainties = -finite.sum(dim=-1) / sizes - sizes.log()
+    columns = zip(logprobs.tolist(), entropies.tolist(), certainties.tolist(), strict=True)
+    return [
+        Confidence(num_tokens=1, logprob=logprob, entropy=entropy, self_certainty=certainty)
+        for logprob, entropy, certainty in columns
+    ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from backends import Completion, Prompt
-from rewards import MathAnswer, Reward, SelfConsistency
+from rewards import Choice, ExactMatch, JSONSchema, MathAnswer, Regex, Reward, SelfConsistency
 from rewards.functions import FunctionReward, GroupFunctionReward
 from rewards.testing import check_reward
 
@@ -20,19 +20,24 @@ def _share(group: list[Completion]) -> list[float | None]:
     return [len(completion.text) / total if total else None for completion in group]
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        SelfConsistency,
-        lambda: SelfConsistency(accumulate=True),
-        lambda: SelfConsistency(extractor=lambda text: text[:1]),
-        lambda: MathAnswer(2),
-        lambda: FunctionReward(lambda completion: len(completion.text)),
-        lambda: FunctionReward(_length),
-        lambda: GroupFunctionReward(_share),
-    ],
-    ids=["votes", "votes-accumulated", "votes-extractor", "math", "function", "async-function", "group-function"],
-)
+SCHEMA = {"type": "integer"}
+
+REWARDS: dict[str, Callable[[], Reward]] = {
+    "votes": SelfConsistency,
+    "votes-accumulated": lambda: SelfConsistency(accumulate=True),
+    "votes-extractor": lambda: SelfConsistency(extractor=lambda text: text[:1]),
+    "math": lambda: MathAnswer(2),
+    "exact": lambda: ExactMatch("2"),
+    "choice": lambda: Choice("A"),
+    "regex": lambda: Regex(r"\d"),
+    "json-schema": lambda: JSONSchema(SCHEMA),
+    "function": lambda: FunctionReward(lambda completion: len(completion.text)),
+    "async-function": lambda: FunctionReward(_length),
+    "group-function": lambda: GroupFunctionReward(_share),
+}
+
+
+@pytest.mark.parametrize("make", REWARDS.values(), ids=REWARDS)
 def test_reward_keeps_the_contract(make: Callable[[], Reward]) -> None:
     check_reward(make)
 

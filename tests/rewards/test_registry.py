@@ -17,10 +17,13 @@ from rewards import MathAnswer, Reward, RewardSpecError, SelfConsistency, availa
 
 BUILT_IN = {
     "choice",
+    "entropy",
     "exact_match",
     "json_schema",
     "math_answer",
+    "logprob",
     "regex",
+    "self_certainty",
     "self_consistency",
 }
 
@@ -56,8 +59,10 @@ class Constant(Reward):
 def test_public_names() -> None:
     assert sorted(rewards.__all__) == [
         "Choice",
+        "Entropy",
         "ExactMatch",
         "JSONSchema",
+        "LogProb",
         "MathAnswer",
         "PointwiseReward",
         "Regex",
@@ -67,6 +72,7 @@ def test_public_names() -> None:
         "RewardSpec",
         "RewardSpecError",
         "RewardTimeoutError",
+        "SelfCertainty",
         "SelfConsistency",
         "VotingReward",
         "available",

@@ -17,7 +17,7 @@ from rewards.json_schema import JSONSchema
 from rewards.math_answer import MathAnswer
 from rewards.pattern import Regex
 from rewards.pointwise import PointwiseReward
-from rewards.registry import RewardInfo, RewardSpec, available, build, register
+from rewards.registry import RewardInfo, RewardSpec, available, build, describe, register
 from rewards.self_consistency import SelfConsistency
 from rewards.voting import VotingReward
 
@@ -42,6 +42,7 @@ __all__ = [
     "available",
     "build",
     "canonical",
+    "describe",
     "equivalence_keys",
     "extract_answer",
     "extract_choice",

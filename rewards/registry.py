@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
 import threading
 import warnings
@@ -34,11 +35,13 @@ class RewardInfo:
         name: What `build` takes.
         summary: What it rewards: the first line of its docstring.
         parameters: Its parameters as they are declared, such as ``"accumulate: bool = False"``.
+        description: The rest of its docstring, and what that of its constructor says of the parameters.
     """
 
     name: str
     summary: str
     parameters: tuple[str, ...]
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,18 @@ class _Entry:
     @property
     def parameters(self) -> tuple[str, ...]:
         return _arguments.describe(self.source, keyword_only=not self.is_class)
+
+    @property
+    def info(self) -> RewardInfo:
+        summary, _, rest = _docstring(self.source).partition("\n")
+        constructor = _docstring(self.source.__init__) if self.is_class else ""
+        arguments = constructor[constructor.find("Args:") :] if "Args:" in constructor else ""
+        return RewardInfo(
+            name=self.name,
+            summary=summary,
+            parameters=self.parameters,
+            description="\n\n".join(filter(None, (rest.strip(), arguments.strip()))),
+        )
 
     def build(self, arguments: Mapping[str, Any]) -> Reward:
         try:
@@ -126,13 +141,18 @@ def build(spec: RewardSpec) -> Reward:
     Args:
         spec: A reward, returned as it is; a function of one completion (or a registered one of a group) or a `Reward`
             subclass; ``"name"`` or ``"name:key=value,key=value"``, where values are JSON literals or else text, as in
-            ``"math_answer:gold=42"``; or a mapping ``{"name": …, **arguments}``.
+            ``"math_answer:gold=42"``; or a mapping ``{"name": …, **arguments}``, as it is or as JSON text.
 
     Raises:
         RewardSpecError: There is no such reward, or it does not take these arguments. The message says what there is.
     """
     if isinstance(spec, Reward):
         return spec
+    if isinstance(spec, str) and spec.lstrip().startswith("{"):
+        try:
+            spec = json.loads(spec)
+        except (ValueError, RecursionError) as error:
+            raise RewardSpecError(f"the reward {spec!r:.80} begins like a JSON object but is none: {error}") from error
     if isinstance(spec, str):
         name, colon, text = spec.partition(":")
         entry = _find(name.strip())
@@ -164,9 +184,16 @@ def available() -> list[RewardInfo]:
     _load_plugins()
     with _lock:
         entries = sorted(_registry.values(), key=lambda entry: entry.name)
-    return [
-        RewardInfo(name=entry.name, summary=_summary(entry.source), parameters=entry.parameters) for entry in entries
-    ]
+    return [entry.info for entry in entries]
+
+
+def describe(name: str) -> RewardInfo:
+    """Return what there is to know of one registered reward.
+
+    Raises:
+        RewardSpecError: There is none of this name.
+    """
+    return _find(name).info
 
 
 def _find(name: str) -> _Entry:
@@ -180,10 +207,9 @@ def _find(name: str) -> _Entry:
     raise RewardSpecError(f"no reward is called {name!r}{hint} Registered: {', '.join(names)}")
 
 
-def _summary(source: Callable[..., Any]) -> str:
+def _docstring(source: Callable[..., Any]) -> str:
     # Not `inspect.getdoc`, which would find the docstring of a base class.
-    lines = inspect.cleandoc(getattr(source, "__doc__", None) or "").splitlines()
-    return lines[0] if lines else ""
+    return inspect.cleandoc(getattr(source, "__doc__", None) or "")
 
 
 def _load_plugins() -> None:

@@ -7,10 +7,13 @@ from typing import Literal
 
 from backends import Completion, Prompt
 from rewards.answers import canonical, extract_answer
+from rewards.choice import extract_choice
 from rewards.equivalence import equivalence_keys
 from rewards.errors import RewardError
 from rewards.registry import register
 from rewards.voting import VotingReward
+
+_EXTRACTORS: dict[str, Callable[[str], str | None]] = {"answer": extract_answer, "choice": extract_choice}
 
 
 @register("self_consistency")
@@ -25,19 +28,20 @@ class SelfConsistency(VotingReward):
     def __init__(
         self,
         accumulate: bool = False,
-        extractor: Callable[[str], str | None] | None = None,
+        extractor: Literal["answer", "choice"] | Callable[[str], str | None] = "answer",
         equivalence: Literal["math", "text"] = "math",
     ) -> None:
         """Configure the vote.
 
         Args:
             accumulate: Keep the votes of earlier steps for the rest of a run, see `VotingReward`.
-            extractor: Finds the final answer in a text, None where there is none; `extract_answer` by default.
+            extractor: Finds the final answer: ``answer`` is `extract_answer`, ``choice`` is `extract_choice`, for
+                multiple choice, or a function of the text that returns None where there is none.
             equivalence: Whether answers vote together if they have one value, or only if they have one
                 `rewards.canonical` text.
         """
         super().__init__(accumulate=accumulate)
-        self._extract = extractor or extract_answer
+        self._extract = extractor if callable(extractor) else _EXTRACTORS[extractor]
         self._by_value = equivalence == "math"
 
     async def ballots(self, prompt: Prompt, completions: Sequence[Completion]) -> list[str | None]:

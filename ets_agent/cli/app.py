@@ -10,6 +10,7 @@ from ets_agent import __version__
 from ets_agent.cli.evaluate import evaluate_command
 from ets_agent.cli.models import models_command
 from ets_agent.cli.output import emit
+from ets_agent.cli.rewards import rewards_command
 from ets_agent.cli.run import session
 from ets_agent.cli.solve import solve_command
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command("solve")(solve_command)
 app.command("eval")(evaluate_command)
 app.command("models")(models_command)
+app.command("rewards")(rewards_command)
 
 
 def _show_version(wanted: bool) -> None:

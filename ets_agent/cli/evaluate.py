@@ -80,6 +80,7 @@ def evaluate_command(
     device: options.Device = None,
     dtype: options.Dtype = None,
     raw: options.Raw = False,
+    config_file: options.Config = None,
     as_json: options.Json = False,
     progress: options.Progress = None,
     debug: options.Debug = False,

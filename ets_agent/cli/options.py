@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import backends
 from backends import Backend, Prompt
+from ets_agent.cli.config_file import read_config
 from ets_agent.config import DEFAULT_NUM_STEPS, ETSConfig
 from ets_agent.errors import ConfigError
 
@@ -60,7 +62,24 @@ EvalProposal = Annotated[
     ),
 ]
 RewardSpec = Annotated[
-    str, typer.Option("--reward", "-r", help="Reward by name, with arguments after a colon: math_answer:gold=42.")
+    str,
+    typer.Option(
+        "--reward",
+        "-r",
+        help="Reward by name (see `ets rewards`), with arguments after a colon: math_answer:gold=42; or a JSON object "
+        'with its "name" and arguments.',
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        is_eager=True,
+        callback=read_config,
+        help="JSON file with values for these options; what is given here goes before it.",
+        show_default=False,
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option("--device", help="Where a local model runs: cpu, cuda, …", show_default=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import aclosing, nullcontext
 from typing import Annotated
 
 import typer
@@ -46,6 +46,7 @@ def solve_command(
     device: options.Device = None,
     dtype: options.Dtype = None,
     raw: options.Raw = False,
+    config_file: options.Config = None,
     as_json: options.Json = False,
     progress: options.Progress = None,
     debug: options.Debug = False,
@@ -84,7 +85,12 @@ async def _solve(
     display: SolveProgress,
 ) -> Result:
     result: Result | None = None
-    async with backend, proposal or nullcontext(), ETS(backend, reward, proposal, config=config) as ets:
+    async with (
+        backend,
+        proposal or nullcontext(),
+        aclosing(reward),
+        ETS(backend, reward, proposal, config=config) as ets,
+    ):
         async for event in ets.stream(prompt):
             display.show(event)
             if isinstance(event, Finished):

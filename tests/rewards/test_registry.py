@@ -78,6 +78,7 @@ def test_public_names() -> None:
         "available",
         "build",
         "canonical",
+        "describe",
         "equivalence_keys",
         "extract_answer",
         "extract_choice",
@@ -98,6 +99,7 @@ async def test_specifications_of_all_kinds() -> None:
     register("constant")(Constant)
     assert isinstance(build("self_consistency"), SelfConsistency)
     assert isinstance(build({"name": "math_answer", "gold": 42}), MathAnswer)
+    assert isinstance(build(' {"name": "math_answer", "gold": 42}'), MathAnswer)
     assert await build("constant:value=2").score("q", [Completion(text="")]) == [2.0]
     assert await build(Constant).score("q", [Completion(text="")]) == [0.0]
     assert await build(lambda c: len(c.text)).score("q", [Completion(text="abc")]) == [3.0]
@@ -168,6 +170,8 @@ def test_gold_answers_are_answers(gold: str) -> None:
         ("self_consistency:accumulate=banana", r"accumulate='banana': Input should be a valid boolean \(it takes: "
                                                "accumulate: bool = False, extractor: "),
         ({"gold": 1}, "needs its 'name'"),
+        ('{"gold": 1}', "needs its 'name'"),
+        ('{"name": ', "begins like a JSON object but is none: Expecting value"),
         ({"name": 3}, "needs its 'name'"),
         ({"name": "math_answer:gold=1"}, "no reward is called 'math_answer:gold=1'"),
         ({"name": "math_answer", "gold": 1, 2: 3}, "unknown argument 2"),
@@ -303,6 +307,11 @@ def test_available_rewards_are_described() -> None:
     assert infos["self_consistency"].parameters[0] == "accumulate: bool = False"
     assert infos["undocumented"].summary == ""
     assert infos["undocumented"].parameters == ()
+    assert rewards.describe("constant").description == "And more about that."
+    assert rewards.describe("exact_match").description.startswith("Compared is")
+    assert "    gold: The right answer, or a list of all that are right." in rewards.describe("exact_match").description
+    with pytest.raises(RewardSpecError, match="did you mean 'constant'"):
+        rewards.describe("constantly")
 
 
 class TestPlugins:

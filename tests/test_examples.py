@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +47,49 @@ def test_training_makes_a_checkpoint_like_the_embedded_one(size: str, tmp_path: 
     assert (tmp_path / "two" / "tokenizer.json").read_bytes() == (shipped / "tokenizer.json").read_bytes()
     configs = [json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "two", shipped)]
     assert configs[0] == configs[1]
+
+
+def test_custom_rewards_are_swapped_and_combined() -> None:
+    done = run("custom_reward.py")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    assert all(re.fullmatch(r".+: #### \d+, reward [01]\.\d\d", line) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def with_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Install the example plugin into a folder of its own; return an environment that sees it."""
+    target = tmp_path_factory.mktemp("plugin")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", str(target)]
+    source = shutil.copytree(EXAMPLES / "reward_plugin", tmp_path_factory.mktemp("source") / "reward_plugin")
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True, timeout=120)
+    return {**os.environ, "PYTHONPATH": str(target)}
+
+
+def test_the_plugins_reward_is_found_by_name(with_plugin: dict[str, str]) -> None:
+    program = (
+        "import asyncio, rewards, backends\n"
+        "reward = rewards.build('arithmetic:tolerance=1')\n"
+        "print(asyncio.run(reward.score('q', [backends.Completion(text='1 + 1 = 3')])), reward.name)\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=with_plugin, timeout=60)
+    assert (done.stdout, done.stderr) == ("[1.0] arithmetic\n", "")
+
+
+def test_the_command_line_lists_the_plugins_reward(with_plugin: dict[str, str]) -> None:
+    command = [str(Path(sys.executable).parent / "ets"), "rewards", "arithmetic"]
+    done = subprocess.run(command, capture_output=True, text=True, env=with_plugin, timeout=60)
+    assert done.stdout.splitlines()[:3] == [
+        "arithmetic",
+        "    Reward the share of right equations in the working; no verdict where there is none.",
+        "      tolerance: int = 0",
+    ]
+
+
+def test_the_plugins_own_tests_pass(with_plugin: dict[str, str], tmp_path: Path) -> None:
+    tests = EXAMPLES / "reward_plugin" / "tests"
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-p", "no:cacheprovider", str(tests)]
+    done = subprocess.run(command, capture_output=True, text=True, env=with_plugin, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout

@@ -42,9 +42,10 @@ def _group(*texts: str) -> list[Completion]:
 def number(completion: Completion) -> float | None:
     """Reward the number that the text is, None for other texts."""
     try:
-        return float(completion.text)
+        value = float(completion.text)
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
 def length(completion: Completion) -> float:

@@ -71,7 +71,7 @@ def _key(value: Any) -> str | None:
         return _joined(type(value).__name__, map(_key, value.args), ordered=isinstance(value, sympy.Complement))
     if isinstance(value, sympy.Expr):
         return _expression_key(value)
-    return f"{type(value).__name__}: {sympy.srepr(value)}"
+    return "the empty set" if value is sympy.S.EmptySet else None
 
 
 def _joined(kind: str, keys: Iterable[str | None], *, ordered: bool = True) -> str | None:

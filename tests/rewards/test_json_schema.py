@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import Completion
-from rewards import JSONSchema, RewardSpecError, build
+from rewards import JSONSchema, RewardError, RewardSpecError, build
 from rewards.json_schema import find_json
 
 PERSON = {
@@ -68,9 +70,26 @@ def test_what_is_no_schema_is_refused(schema: dict[str, Any]) -> None:
 
 
 async def test_other_documents_are_not_fetched() -> None:
-    reward = JSONSchema({"$ref": "http://127.0.0.1:9/schema.json"})
-    with pytest.raises(Exception, match=r"Unresolvable|127\.0\.0\.1"):
-        await reward.score("q", [Completion(text="{}")])
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        reward = JSONSchema({"$ref": f"http://127.0.0.1:{server.server_port}/schema.json"})
+        with pytest.raises(RewardError, match=r"schema\.json"):
+            await reward.score("q", [Completion(text="{}")])
+        server.shutdown()
+    assert asked == []
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}'])
+def test_what_only_python_takes_for_json_is_none(text: str) -> None:
+    assert find_json(text) is None
 
 
 async def test_a_pattern_that_never_ends_gives_no_verdict() -> None:

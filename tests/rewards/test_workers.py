@@ -27,7 +27,7 @@ def burn() -> None:
 
 
 def noisy() -> str:
-    print("not a reply")
+    print("not a reply", flush=True)
     return sys.stdin.read()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import math
 import threading
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends import Completion, MissingExtraError, Prompt
+from rewards import _weights
 from rewards._model_thread import ModelThread
 from rewards.base import Reward
 from rewards.errors import RewardError, RewardSpecError, failed
@@ -96,9 +96,7 @@ class Similarity(Reward):
             RewardError: A log-weight is NaN or plus infinity, the model fails, or the comparison takes too long.
         """
         drawn = [completion for completion in completions if completion.finish_reason != "error"]
-        for completion in drawn:
-            if math.isnan(completion.log_weight) or completion.log_weight == math.inf:
-                raise RewardError(f"the log-weight of a completion must be finite or -inf, not {completion.log_weight}")
+        _weights.check_weights(drawn)
         if not drawn:
             return [None] * len(completions)
         if self._embedder is not None:
@@ -231,29 +229,18 @@ def _ratio(above: Matrix, below: Matrix) -> Matrix:
 
 
 def _means_of_others(table: Matrix, places: Sequence[int], log_weights: Sequence[float]) -> list[float]:
-    """Return for each completion the weighted mean of its similarities to the others.
+    """Return for each completion the weighted mean of its similarities to the others, 0 if they have no weight.
 
     Args:
         table: Similarities of each two texts.
         places: Where in the table the text of each completion is.
         log_weights: Logs of the completions' weights.
     """
-    return [
-        _mean(np.delete(table[place, places], own).tolist(), [*log_weights[:own], *log_weights[own + 1 :]])
+    means = [
+        _weights.mean(np.delete(table[place, places], own).tolist(), [*log_weights[:own], *log_weights[own + 1 :]])
         for own, place in enumerate(places)
     ]
-
-
-def _mean(values: Sequence[float], log_weights: Sequence[float]) -> float:
-    """Return a weighted mean; 0 if nothing has any weight."""
-    # Relative to the heaviest, so that light ones are told apart whatever the weight of what is left out.
-    largest = max(log_weights, default=-math.inf)
-    if largest == -math.inf:
-        return 0.0
-    weights = [math.exp(log_weight - largest) for log_weight in log_weights]
-    # `fsum` rounds once, whatever the order of its terms.
-    total = math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
-    return min(1.0, total / math.fsum(weights))
+    return [mean or 0.0 for mean in means]
 
 
 class _Embedder:

@@ -9,6 +9,7 @@ Importing the package is cheap: no model library, no framework.
 from rewards.answers import canonical, extract_answer
 from rewards.base import Reward
 from rewards.choice import Choice, extract_choice
+from rewards.combination import Clip, Gate, Product, Rescale, WeightedSum
 from rewards.confidence import Entropy, LogProb, SelfCertainty
 from rewards.equivalence import equivalence_keys
 from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError
@@ -19,17 +20,22 @@ from rewards.pattern import Regex
 from rewards.pointwise import PointwiseReward
 from rewards.registry import RewardInfo, RewardSpec, available, build, describe, register
 from rewards.self_consistency import SelfConsistency
+from rewards.similarity import Similarity
 from rewards.voting import VotingReward
 
 __all__ = [
     "Choice",
+    "Clip",
     "Entropy",
     "ExactMatch",
+    "Gate",
     "JSONSchema",
     "LogProb",
     "MathAnswer",
     "PointwiseReward",
+    "Product",
     "Regex",
+    "Rescale",
     "Reward",
     "RewardError",
     "RewardInfo",
@@ -38,7 +44,9 @@ __all__ = [
     "RewardTimeoutError",
     "SelfCertainty",
     "SelfConsistency",
+    "Similarity",
     "VotingReward",
+    "WeightedSum",
     "available",
     "build",
     "canonical",

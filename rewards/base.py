@@ -25,6 +25,9 @@ class Reward(ABC):
     pointwise: bool = False
     """Whether a verdict depends on the completion alone, so that it holds in any group and is asked for only once."""
 
+    minimum: float | None = None
+    """The smallest reward that there is, where that is known."""
+
     maximum: float | None = None
     """The largest reward that there is, where that is known; it tells how much a rare success would count for."""
 

@@ -60,7 +60,7 @@ class Choice(PointwiseReward):
     How the option is found is said at `extract_choice`.
     """
 
-    maximum = 1.0
+    minimum, maximum = 0.0, 1.0
 
     def __init__(self, gold: str, options: int = 4) -> None:
         """Set the answer.

@@ -36,7 +36,6 @@ class Combination(Reward):
     """
 
     time_limit = None  # The parts have theirs.
-    minimum: float | None = None
 
     def __init__(self, parts: Mapping[str, RewardSpec]) -> None:
         """Build the parts.
@@ -134,7 +133,7 @@ class _Part:
     @property
     def bounds(self) -> tuple[float | None, float | None]:
         """The smallest and the largest verdict that there can be, as far as that is known."""
-        return getattr(self.reward, "minimum", None), self.reward.maximum
+        return self.reward.minimum, self.reward.maximum
 
     @property
     def problems(self) -> Sequence[str]:

@@ -77,6 +77,7 @@ class SelfCertainty(_ConfidenceReward):
     Selection for Large Language Models via Self-Certainty" (arXiv 2502.18581), section 3.
     """
 
+    minimum = 0.0
     needs = frozenset({"confidence", "entropy"})
 
     def _total(self, confidence: Confidence) -> float | None:

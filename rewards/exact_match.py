@@ -17,7 +17,7 @@ class ExactMatch(PointwiseReward):
     without regard to how much white space there is. For numbers and formulas see ``math_answer``.
     """
 
-    maximum = 1.0
+    minimum, maximum = 0.0, 1.0
 
     def __init__(self, gold: str | list[str], ignore_case: bool = False) -> None:
         """Set the text.

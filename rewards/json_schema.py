@@ -36,7 +36,7 @@ class JSONSchema(PointwiseReward):
     first and its last brace or bracket.
     """
 
-    maximum = 1.0
+    minimum, maximum = 0.0, 1.0
 
     def __init__(self, schema: dict[str, Any]) -> None:
         """Set the schema.

@@ -20,7 +20,7 @@ class MathAnswer(PointwiseReward):
     that. Answers are compared by value, see `rewards.equivalence_keys`; a completion without an answer gets 0.
     """
 
-    maximum = 1.0
+    minimum, maximum = 0.0, 1.0
 
     def __init__(self, gold: str | int | float) -> None:
         r"""Set the answer.

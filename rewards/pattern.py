@@ -30,7 +30,7 @@ class Regex(PointwiseReward):
     Whether it is an oracle depends on what the pattern knows. A search that takes too long gives no verdict.
     """
 
-    maximum = 1.0
+    minimum, maximum = 0.0, 1.0
 
     def __init__(self, pattern: str, ignore_case: bool = False, full: bool = False) -> None:
         """Set the pattern.

@@ -28,7 +28,7 @@ class VotingReward(Reward):
     weight 0 (``log_weight`` minus infinity) stands for no draw: it does not vote, but is judged.
     """
 
-    maximum = 1.0
+    minimum, maximum = 0.0, 1.0
 
     def __init__(self, *, accumulate: bool = False) -> None:
         """Configure the vote.
@@ -84,7 +84,7 @@ class _Run(Reward):
 
     def __init__(self, reward: VotingReward) -> None:
         self.name = reward.name
-        self.maximum = reward.maximum
+        self.minimum, self.maximum = reward.minimum, reward.maximum
         self.needs = reward.needs
         self.time_limit = reward.time_limit
         self._reward = reward

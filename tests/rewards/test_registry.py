@@ -17,14 +17,20 @@ from rewards import MathAnswer, Reward, RewardSpecError, SelfConsistency, availa
 
 BUILT_IN = {
     "choice",
+    "clip",
     "entropy",
     "exact_match",
+    "gate",
     "json_schema",
-    "math_answer",
     "logprob",
+    "math_answer",
+    "product",
     "regex",
+    "rescale",
     "self_certainty",
     "self_consistency",
+    "similarity",
+    "weighted_sum",
 }
 
 
@@ -59,13 +65,17 @@ class Constant(Reward):
 def test_public_names() -> None:
     assert sorted(rewards.__all__) == [
         "Choice",
+        "Clip",
         "Entropy",
         "ExactMatch",
+        "Gate",
         "JSONSchema",
         "LogProb",
         "MathAnswer",
         "PointwiseReward",
+        "Product",
         "Regex",
+        "Rescale",
         "Reward",
         "RewardError",
         "RewardInfo",
@@ -74,7 +84,9 @@ def test_public_names() -> None:
         "RewardTimeoutError",
         "SelfCertainty",
         "SelfConsistency",
+        "Similarity",
         "VotingReward",
+        "WeightedSum",
         "available",
         "build",
         "canonical",

@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import re
+import threading
 from collections.abc import Sequence
 
 from rewards.answers import canonical, without_layout
@@ -36,6 +37,7 @@ _workers = Workers(
     memory=MEMORY,
 )
 _known: dict[str, str] = {}
+_lock = threading.Lock()
 
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?|-?[0-9]+/[0-9]+")
 _PERCENT = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?\\?%")
@@ -71,13 +73,14 @@ async def equivalence_keys(answers: Sequence[str]) -> list[str]:
     Args:
         answers: Answers as they were written; an empty one has the key ``""``.
     """
-    missing = [answer for answer in dict.fromkeys(answers) if answer not in _known]
+    keys = {answer: _known.get(answer) for answer in answers}
+    missing = [answer for answer, key in keys.items() if key is None]
     found = dict(zip(missing, await asyncio.gather(*map(_key, missing)), strict=True))
-    keys = [found[answer] if answer in found else _known[answer] for answer in answers]
-    _known.update(found)
-    while len(_known) > REMEMBERED:
-        del _known[next(iter(_known))]
-    return keys
+    with _lock:  # There may be event loops in several threads.
+        _known.update(found)
+        while len(_known) > REMEMBERED:
+            del _known[next(iter(_known))]
+    return [found.get(answer) or keys[answer] or "" for answer in answers]
 
 
 async def _key(answer: str) -> str:

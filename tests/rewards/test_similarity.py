@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends import Completion, MissingExtraError
-from rewards import RewardError, RewardSpecError, RewardTimeoutError, build
+from rewards import RewardError, RewardSpecError, RewardTimeoutError, _weights, build
 from rewards.similarity import Matrix, Metric, Similarity, chrf, token_f1
 from rewards.testing import check_reward
 
@@ -169,6 +169,11 @@ async def test_order_does_not_matter_nor_does_the_scale_of_weights(
     shifted = [c.weighted(c.log_weight + shift) for c in group]
     assert await Similarity(metric).score("q", shifted) == pytest.approx(verdicts, abs=1e-9)
     assert all(verdict is not None and 0 <= verdict <= 1 for verdict in verdicts)
+
+
+@given(st.floats(0, 1), st.lists(st.floats(-5, 5), min_size=1, max_size=6))
+def test_the_mean_of_equal_numbers_is_that_number(value: float, log_weights: list[float]) -> None:
+    assert _weights.mean([value] * len(log_weights), log_weights) == value
 
 
 async def test_empty_responses_agree_with_nothing() -> None:

@@ -45,7 +45,6 @@ class ModelThread(Generic[Model]):
             place, self._place = self._place, None
         if place is not None:
             await asyncio.to_thread(place.executor.shutdown)
-            place.model = None
 
 
 class _Place(Generic[Model]):

@@ -225,8 +225,7 @@ async def test_verdicts_stay_within_the_bounds_that_are_claimed(spec: Any) -> No
     for verdict in await reward.score("q", _group("1", "1", "2", "3", "x")):
         assert verdict is not None
         assert reward.maximum is None or verdict <= reward.maximum + 1e-9
-        minimum = getattr(reward, "minimum", None)
-        assert minimum is None or verdict >= minimum - 1e-9
+        assert reward.minimum is None or verdict >= reward.minimum - 1e-9
 
 
 @pytest.mark.parametrize(

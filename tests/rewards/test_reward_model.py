@@ -210,6 +210,12 @@ class TestProcess:
         assert await _scores("q", ["a\n\nb"], make(), **options, aggregate="min") == pytest.approx(
             [2 * min(first, second)], abs=1e-5
         )
+        assert await _scores("q", ["a\n\nb"], make(), **options, aggregate="last") == pytest.approx(
+            [2 * second], abs=1e-5
+        )
+        assert await _scores("q", ["b\n\na"], make(), **options, aggregate="last") == pytest.approx(
+            [2 * (await _scores("q", ["b\n\na"], make()))[0]], abs=1e-5
+        )
         assert await _scores("q", ["a\n\nb"], make(), **options, aggregate="mean") == pytest.approx(
             [first + second], abs=1e-5
         )

@@ -20,7 +20,6 @@ from rewards.errors import RewardError, RewardSpecError, failed
 from rewards.registry import register
 from rewards.timeouts import within
 
-Metric = Literal["token_f1", "chrf", "embedding"]
 Matrix = NDArray[np.float64]
 _Ids = NDArray[np.int64]
 
@@ -60,7 +59,7 @@ class Similarity(Reward):
 
     def __init__(
         self,
-        metric: Metric = "token_f1",
+        metric: Literal["token_f1", "chrf", "embedding"] = "token_f1",
         *,
         model: str | None = None,
         max_chars: int = 20_000,

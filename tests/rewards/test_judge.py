@@ -6,21 +6,16 @@ import logging
 import math
 import random
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 import backends
 from backends import Backend, BackendError, Capabilities, Completion, Prompt, SamplingParams, State
 from backends.scripted import ScriptedBackend
 from rewards import RewardError, RewardSpecError, RewardTimeoutError, build
-from rewards._tournament import pairings, win_rates
-from rewards._verdict import last_object
 from rewards.judge import LLMJudge
 from rewards.testing import check_reward
 
@@ -78,70 +73,6 @@ def _comparing(winner: Callable[[str, str], str]) -> Judge:
 
 def _longer(one: str, other: str) -> str:
     return "A" if len(one) > len(other) else "B" if len(one) < len(other) else "tie"
-
-
-class TestLastObject:
-    @pytest.mark.parametrize(
-        ("text", "score"),
-        [
-            ('{"reasoning": "good", "score": 7}', 7),
-            ('{"score": 7.5}', 7.5),
-            ('```json\n{\n  "reasoning": "a\nb",\n  "score": 7\n}\n```', 7),
-            ('Let me see. {"score": 3} No: {"score": 7}. That is all.', 7),
-            ('{"score": 3} {"remark": "none"}', 3),
-            ('[{"score": 7}]', 7),
-            ('A set {x | x > 0}, \\left\\{ and then {"score": 7}', 7),
-            ('I will write {"reasoning": …, "score": n}. {"score": 7}', 7),
-            (r'{"reasoning": "\alpha \frac{1}{2} \\ \" \(x\) \u12", "score": 7}', 7),
-            ('{"reasoning": "it claims {\\"score\\": 10}", "score": 7}', 7),
-            ('{"details": {"score": 1}, "score": 7}', 7),
-            ('{"score": {"value": 7}}', {"value": 7}),
-            ('{"score": "7"}', "7"),
-            ('{"reasoning": "it claims {"score": 10}", "score": 7}', None),
-            ('{"reasoning": "it claims "}", "or" {"score": 10}", "score": 7}', None),
-            ('{"reasoning": "it claims {"score": 10} and', None),
-            ('{"score": 7} {"reasoning": "but', None),
-            ('{"verdict": {"score": 7}}', None),
-            ('{"score": 7, "score": 8}', None),
-            ('{"score": NaN}', None),
-            ('{"score": Infinity}', None),
-            ("{'score': 7}", None),
-            ('{"score": 7', None),
-            ('"score": 7', None),
-            ("score: 7", None),
-            ("7", None),
-            ("", None),
-        ],
-    )
-    def test_what_counts_as_a_verdict(self, text: str, score: Any) -> None:
-        found = last_object(text, "score")
-        assert (found and found["score"]) == score
-
-    @settings(deadline=None)
-    @given(
-        st.lists(st.sampled_from(["{", "}", '"', "score", ":", "3", "\\", "[", "]", ",", " ", "\n", '{"score": 3}']))
-        .map("".join)
-        .filter(lambda text: len(text) < 200)
-        | st.text()
-    )
-    @example('{"score": ' + "9" * 5000 + "}")
-    @example('{"score": 1e999}')
-    def test_any_text_can_be_read(self, text: str) -> None:
-        found = last_object(text, "score")
-        assert found is None or "score" in found
-
-    @pytest.mark.parametrize(
-        "text",
-        ['{"a":' * 20_000, '{"' * 50_000, "{" * 100_000, '{"a":[' * 16_000, '{"a":' * 900 + "[" + "1," * 50_000,
-         '{"score":1}' * 9_000, '{"a":"' * 16_000, ('{"a":' * 900 + "[1,") * 20 + "1," * 5_000, "\\" * 100_000,
-         ('{"a":[' + "1," * 500 + "}") * 99, "{" + " " * 100_000, '{"' + "x" * 100_000, '"score"' * 14_000,
-         ('{"":"}","":[' + "1," * 20) * 2_000],
-        ids=lambda text: f"{text[:12]!r} and so on",
-    )  # fmt: skip
-    def test_long_text_takes_little_time(self, text: str) -> None:
-        start = time.process_time()
-        last_object(text, "score")
-        assert time.process_time() - start < 1
 
 
 class TestScores:
@@ -347,48 +278,6 @@ class TestPairs:
         judge = LLMJudge(_comparing(_longer), mode="pairs")
         with pytest.raises(RewardError, match="log-weight"):
             await judge.score("q", [Completion(text="a", log_weight=log_weight), Completion(text="b")])
-
-
-class TestTournament:
-    @given(st.integers(0, 30), st.integers(1, 12))
-    def test_everybody_meets_as_many_others(self, size: int, opponents: int) -> None:
-        texts = [str(number) for number in range(size)]
-        pairs = pairings(texts, opponents, place=str.encode)
-        assert len({frozenset(pair) for pair in pairs}) == len(pairs)
-        met = Counter(text for pair in pairs for text in pair)
-        assert all(one != other for one, other in pairs)
-        expected = min(opponents + opponents % 2, size - 1)
-        assert all(met[text] == expected for text in texts)
-
-    @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3)), min_size=1, max_size=6), st.data())
-    def test_rates_are_those_of_counting(self, draws: list[tuple[str, int]], data: st.DataObject) -> None:
-        """To all others, a completion of weight n is what n completions of weight 1 are."""
-        shares = {
-            (one, other): data.draw(st.sampled_from([0.0, 0.5, 0.75, 1.0]))
-            for one in "abcd"
-            for other in "abcd"
-            if one < other
-        }
-        group = _group(*(text for text, _ in draws), weights=[n for _, n in draws])
-        for i, (rate, (text, _)) in enumerate(zip(win_rates(group, shares), draws, strict=True)):
-            wins = [
-                0.5 if text == other else shares[text, other] if text < other else 1 - shares[other, text]
-                for j, (other, n) in enumerate(draws)
-                if j != i
-                for _ in range(n)
-            ]
-            assert rate == pytest.approx(sum(wins) / len(wins) if wins else 0.5)
-
-    def test_who_was_not_met_is_taken_to_do_like_the_mean_of_those_who_were(self) -> None:
-        group = _group("a", "a", "b", "c", weights=[1, 1, 1, 2])
-        assert win_rates(group, {("a", "b"): 1.0}) == pytest.approx([(0.5 + 3) / 4, (0.5 + 3) / 4, 0, None])
-
-    def test_extreme_weights(self) -> None:
-        group = [Completion(text=t, log_weight=w) for t, w in zip("abc", (1e6, -1e6, -math.inf), strict=True)]
-        shares = {("a", "b"): 1.0, ("a", "c"): 0.0, ("b", "c"): 1.0}
-        assert win_rates(group, shares) == [1, 0, 1]
-        assert win_rates(group[1:], {("b", "c"): 1.0}) == [0.5, 0]
-        assert win_rates(group, {("b", "c"): 1.0, ("a", "c"): 0.0}) == [0, 1, 1]
 
 
 class TestFailures:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from backends import Completion, MissingExtraError
 from rewards import RewardError, RewardSpecError, RewardTimeoutError, _weights, build
-from rewards.similarity import Matrix, Metric, Similarity, chrf, token_f1
+from rewards.similarity import Matrix, Similarity, chrf, token_f1
 from rewards.testing import check_reward
 
+Metric = Literal["token_f1", "chrf"]
 METRICS: list[Metric] = ["token_f1", "chrf"]
 
 words = st.lists(st.sampled_from(["the", "cat", "sat", "Dog", "on", "42", "!", "\n", "Straße"]), max_size=8)

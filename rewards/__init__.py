@@ -15,10 +15,12 @@ from rewards.equivalence import equivalence_keys
 from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError
 from rewards.exact_match import ExactMatch
 from rewards.json_schema import JSONSchema
+from rewards.judge import LLMJudge
 from rewards.math_answer import MathAnswer
 from rewards.pattern import Regex
 from rewards.pointwise import PointwiseReward
 from rewards.registry import RewardInfo, RewardSpec, available, build, describe, register
+from rewards.reward_model import RewardModel
 from rewards.self_consistency import SelfConsistency
 from rewards.similarity import Similarity
 from rewards.voting import VotingReward
@@ -30,6 +32,7 @@ __all__ = [
     "ExactMatch",
     "Gate",
     "JSONSchema",
+    "LLMJudge",
     "LogProb",
     "MathAnswer",
     "PointwiseReward",
@@ -39,6 +42,7 @@ __all__ = [
     "Reward",
     "RewardError",
     "RewardInfo",
+    "RewardModel",
     "RewardSpec",
     "RewardSpecError",
     "RewardTimeoutError",

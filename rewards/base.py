@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, SupportsFloat
 
 from backends import Completion, Prompt
@@ -66,6 +66,21 @@ class Reward(ABC):
 
     async def aclose(self) -> None:  # noqa: B027 - most rewards hold nothing and need not override it
         """Free what the reward holds; harmless when called twice."""
+
+
+async def score_drawn(
+    completions: Sequence[Completion],
+    judge: Callable[[list[Completion]], Awaitable[Sequence[float | None]]],
+) -> list[float | None]:
+    """Have those completions judged whose draw did not fail, if there are any; the others have no verdict.
+
+    Args:
+        completions: All of them.
+        judge: Returns one verdict per completion, in order.
+    """
+    drawn = [completion for completion in completions if completion.finish_reason != "error"]
+    verdicts = iter(await judge(drawn) if drawn else [])
+    return [None if completion.finish_reason == "error" else next(verdicts) for completion in completions]
 
 
 def checked_verdict(value: Any, name: str) -> float | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from backends import Completion, Prompt
-from rewards.base import Reward, checked_verdict
+from rewards.base import Reward, checked_verdict, score_drawn
 from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError, failed
 from rewards.registry import RewardSpec, build, register
 from rewards.timeouts import within
@@ -63,11 +63,13 @@ class Combination(Reward):
         self.problems = ()
         for part in self._parts:
             part.called = False
-        drawn = [completion for completion in completions if completion.finish_reason != "error"]
-        values = await self.judge(prompt, drawn) if drawn else []
-        verdicts = iter([checked_verdict(value, self.name) for value in values])
+
+        async def judge(drawn: list[Completion]) -> Verdicts:
+            return [checked_verdict(value, self.name) for value in await self.judge(prompt, drawn)]
+
+        verdicts = await score_drawn(completions, judge)
         self.problems = list(dict.fromkeys(problem for part in self._parts for problem in part.problems))
-        return [None if completion.finish_reason == "error" else next(verdicts) for completion in completions]
+        return verdicts
 
     def answer(self, completion: Completion) -> str | None:
         """Return the final answer that the first part reads that reads one."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from backends import Completion, Prompt
-from rewards.base import Reward, checked_verdict
+from rewards.base import Reward, checked_verdict, score_drawn
 from rewards.errors import RewardError, RewardSpecError, failed
 from rewards.pointwise import PointwiseReward
 from rewards.timeouts import within
@@ -90,9 +90,9 @@ class GroupFunctionReward(Reward):
         Raises:
             RewardError: The function raised, took too long, or returned something else than one verdict each.
         """
-        drawn = [completion for completion in completions if completion.finish_reason != "error"]
-        if not drawn:
-            return [None] * len(completions)
+        return await score_drawn(completions, lambda drawn: self._judge(prompt, drawn))
+
+    async def _judge(self, prompt: Prompt, drawn: list[Completion]) -> list[float | None]:
         try:
             values = await self._function(prompt, list(drawn))
         except RewardError:
@@ -105,8 +105,7 @@ class GroupFunctionReward(Reward):
             raise RewardError(f"reward {self.name!r} must return a list, not {type(values).__name__}") from None
         if len(values) != len(drawn):
             raise RewardError(f"reward {self.name!r} returned {len(values)} values for {len(drawn)} completions")
-        verdicts = iter([checked_verdict(value, self.name) for value in values])
-        return [None if completion.finish_reason == "error" else next(verdicts) for completion in completions]
+        return [checked_verdict(value, self.name) for value in values]
 
     async def aclose(self) -> None:
         """End the function's process, if it has one."""

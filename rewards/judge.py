@@ -16,6 +16,7 @@ from backends import Backend, Completion, Prompt, SamplingParams
 from rewards import _weights
 from rewards._tournament import Pair, pairings, win_rates
 from rewards._verdict import last_object
+from rewards.base import score_drawn
 from rewards.errors import RewardError, RewardSpecError, failed
 from rewards.pointwise import PointwiseReward
 from rewards.registry import register
@@ -155,7 +156,7 @@ class LLMJudge(PointwiseReward):
         if self._mode == "score":
             verdicts = await super().score(prompt, completions)
         else:
-            verdicts = await self._compare(prompt, completions)
+            verdicts = await score_drawn(completions, lambda drawn: self._compare(prompt, drawn))
         if self._unread:
             unread = f"reward {self.name!r}: judgements of which too few replies could be read: {self._unread}"
             self.problems = [*self.problems, unread]
@@ -220,8 +221,7 @@ class LLMJudge(PointwiseReward):
             return None
         return (score - low) / (high - low)
 
-    async def _compare(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
-        drawn = [completion for completion in completions if completion.finish_reason != "error"]
+    async def _compare(self, prompt: Prompt, drawn: Sequence[Completion]) -> list[float | None]:
         _weights.check_weights(drawn)
         pairs = pairings({completion.text for completion in drawn}, self._opponents, place=self._place)
         known = {} if self._duels is None else self._duels
@@ -241,8 +241,7 @@ class LLMJudge(PointwiseReward):
             )
             self.problems = [*self.problems, told]
         shares = {pair: duel.share for pair, duel in duels.items()}
-        rates = iter(win_rates(drawn, shares))
-        return [None if completion.finish_reason == "error" else next(rates) for completion in completions]
+        return win_rates(drawn, shares)
 
     def _place(self, text: str) -> bytes:
         return hashlib.blake2b(json.dumps([self._seed, text]).encode()).digest()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from backends import Completion, MissingExtraError, Prompt
 from rewards import _weights
 from rewards._model_thread import ModelThread
-from rewards.base import Reward
+from rewards.base import Reward, score_drawn
 from rewards.errors import RewardError, RewardSpecError, failed
 from rewards.registry import register
 from rewards.timeouts import within
@@ -94,15 +94,14 @@ class Similarity(Reward):
         Raises:
             RewardError: A log-weight is NaN or plus infinity, the model fails, or the comparison takes too long.
         """
-        drawn = [completion for completion in completions if completion.finish_reason != "error"]
+        return await score_drawn(completions, self._judge)
+
+    async def _judge(self, drawn: list[Completion]) -> list[float]:
         _weights.check_weights(drawn)
-        if not drawn:
-            return [None] * len(completions)
         if self._embedder is not None:
             await self._embedder.load()
         work = self._consensus([completion.text[: self._max_chars] for completion in drawn], drawn)
-        verdicts = iter(await within(self._timeout, work, what=f"reward {self.name!r}"))
-        return [None if completion.finish_reason == "error" else next(verdicts) for completion in completions]
+        return await within(self._timeout, work, what=f"reward {self.name!r}")
 
     async def aclose(self) -> None:
         """Free the model, if there is one; another call loads it again."""

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backends import Completion, Prompt
-from rewards.base import Reward
-from rewards.errors import RewardError
+from rewards._weights import check_weights
+from rewards.base import Reward, score_drawn
 
 _TIE = 1e-4  # relative; above the rounding of weights scored in float32, below one vote among thousands
 
@@ -53,21 +53,16 @@ class VotingReward(Reward):
         Raises:
             RewardError: A log-weight is NaN or plus infinity, or the ballots could not be read.
         """
-        return await self._judge(prompt, completions, {})
+        return await score_drawn(completions, lambda drawn: self._judge(prompt, drawn, {}))
 
     def session(self) -> Reward:
         """Return a reward that keeps the votes of one run, with ``accumulate``; otherwise this one."""
         return _Run(self) if self._accumulate else self
 
-    async def _judge(
-        self, prompt: Prompt, completions: Sequence[Completion], tally: dict[str, _Votes]
-    ) -> list[float | None]:
+    async def _judge(self, prompt: Prompt, drawn: list[Completion], tally: dict[str, _Votes]) -> list[float | None]:
         """Add the votes of a group to the tally, which is changed, then judge the group by it."""
-        drawn = [completion for completion in completions if completion.finish_reason != "error"]
-        for completion in drawn:
-            if math.isnan(completion.log_weight) or completion.log_weight == math.inf:
-                raise RewardError(f"the log-weight of a completion must be finite or -inf, not {completion.log_weight}")
-        cast = await self.ballots(prompt, drawn) if drawn else []
+        check_weights(drawn)
+        cast = await self.ballots(prompt, drawn)
         weights: defaultdict[str, list[float]] = defaultdict(list)
         for ballot, completion in zip(cast, drawn, strict=True):
             if ballot and completion.log_weight > -math.inf:
@@ -75,8 +70,7 @@ class VotingReward(Reward):
         for ballot, log_weights in weights.items():
             tally[ballot] = tally.get(ballot, _NO_VOTES).plus(log_weights)
         winners = _winners(tally)
-        verdicts = iter([None if ballot is None else float(ballot in winners) for ballot in cast])
-        return [None if completion.finish_reason == "error" else next(verdicts) for completion in completions]
+        return [None if ballot is None else float(ballot in winners) for ballot in cast]
 
 
 class _Run(Reward):
@@ -98,7 +92,7 @@ class _Run(Reward):
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
         tally = dict(self._earlier)
-        verdicts = await self._reward._judge(prompt, completions, tally)
+        verdicts = await score_drawn(completions, lambda drawn: self._reward._judge(prompt, drawn, tally))
         self._tally = tally
         return verdicts
 

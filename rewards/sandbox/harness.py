@@ -10,7 +10,7 @@ import secrets
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from rewards.errors import RewardError
 from rewards.sandbox.base import Limits, Sandbox
@@ -39,6 +39,10 @@ for name, code in {modules}:
 module.main()
 """
 _COMPILED = "marshal.loads(zlib.decompress(binascii.a2b_base64({packed!r})))"
+
+
+Source: TypeAlias = tuple[str, str]
+"""A form of a program: what comes before what was written, such as the prompt, and that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +77,7 @@ class Task:
     limits: Limits = field(default_factory=Limits)
 
 
-async def run_tests(sandbox: Sandbox, sources: Sequence[str], tests: Sequence[str], task: Task) -> Verdict:
+async def run_tests(sandbox: Sandbox, sources: Sequence[Source], tests: Sequence[str], task: Task) -> Verdict:
     """Run tests against a program.
 
     Every ``assert`` is a test, reached in any way. It passes if it was reached and held each time; one that fails does
@@ -82,7 +86,8 @@ async def run_tests(sandbox: Sandbox, sources: Sequence[str], tests: Sequence[st
 
     Args:
         sandbox: Where to run them.
-        sources: Texts of the program, by preference: the first that is Python and defines the entry point is run.
+        sources: Forms of the program, by preference: the first that is Python and defines the entry point is run; if
+            there is none, the longest beginning of one that is and does.
         tests: Texts of tests, each run in a namespace of its own.
         task: What else to know.
 
@@ -99,13 +104,13 @@ async def run_tests(sandbox: Sandbox, sources: Sequence[str], tests: Sequence[st
 
 
 async def run_inputs(
-    sandbox: Sandbox, sources: Sequence[str], inputs: Sequence[str | Sequence[Any]], task: Task
+    sandbox: Sandbox, sources: Sequence[Source], inputs: Sequence[str | Sequence[Any]], task: Task
 ) -> list[str | None] | None:
     """Run a program on inputs.
 
     Args:
         sandbox: Where to run it.
-        sources: Texts of the program, by preference, as in `run_tests`.
+        sources: Forms of the program, by preference, as in `run_tests`.
         inputs: Lists of arguments of the entry point, JSON values, or expressions as text.
         task: What else to know.
 
@@ -122,7 +127,7 @@ async def run_inputs(
 
 
 async def _run(
-    sandbox: Sandbox, sources: Sequence[str], task: Task, *, tests: list[str], inputs: list[Any] | None
+    sandbox: Sandbox, sources: Sequence[Source], task: Task, *, tests: list[str], inputs: list[Any] | None
 ) -> dict[str, Any] | None:
     """Return the tester's answer, None if it came to none because of the program.
 

@@ -142,7 +142,7 @@ class Served(Peer):
             self._objects.append(value)
         return self._numbers[id(value)]
 
-    def _load(self, sources: list[str], entry_point: str | None, paths: list[str]) -> None:
+    def _load(self, sources: list[tuple[str, str]], entry_point: str | None, paths: list[str]) -> None:
         """Run the first of the texts that is a program and defines the entry point."""
         sys.path += paths
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -157,48 +157,50 @@ class Served(Peer):
         return {name: self._names[name] for name in names if name in self._names}
 
 
-def _choose(sources: list[str], entry_point: str | None) -> ast.Module:
-    """Return the first text that compiles and defines the entry point; if there is none, the next best thing.
+def _choose(sources: list[tuple[str, str]], entry_point: str | None) -> ast.Module:
+    """Return the first form that compiles and defines the entry point, or else the longest beginning of one that does.
+
+    What follows the code in a text may be prose.
 
     Raises:
-        SyntaxError: No text has anything to run.
+        SyntaxError: No form has anything to run.
     """
-    fallback: ast.Module | None = None
-    for whole in (True, False):
-        for source in sources:
-            tree = _parsed(source) if whole else _beginning(source)
-            if tree is not None and tree.body:
-                if entry_point is None or entry_point in _defined(tree):
-                    return tree
-                fallback = fallback or tree
-    if fallback is None:
+    sources = [(before, text) for before, text in sources if text.strip()]
+    for before, text in sources:
+        try:
+            tree = _compiled(before + text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        if tree.body and (entry_point is None or entry_point in _defined(tree)):
+            return tree
+    found = [_beginning(before, text, entry_point) for before, text in sources]
+    lines, longest = max(found, key=lambda each: each[0], default=(0, ast.Module([], [])))
+    if not lines:
         raise SyntaxError("there is no program")
-    return fallback
+    return longest
 
 
-def _parsed(source: str) -> ast.Module | None:
-    try:
-        tree = ast.parse(source)
-        compile(tree, "<program>", "exec")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    return tree
-
-
-def _beginning(source: str) -> ast.Module | None:
-    """Return the longest beginning of a text that is found to compile: what follows the code may be prose."""
-    lines = source.splitlines()
+def _beginning(before: str, text: str, entry_point: str | None) -> tuple[int, ast.Module]:
+    """Return the longest beginning that is found to compile, and how many lines of the text are in it."""
+    lines = (before + text).split("\n")
+    first = before.count("\n")
     for _ in range(_MOST_CUTS):
         try:
-            tree = ast.parse("\n".join(lines))
-            compile(tree, "<program>", "exec")
+            tree = _compiled("\n".join(lines))
         except SyntaxError as error:
-            lines = lines[: max(0, min((error.lineno or 1) - 1, len(lines) - 1))]
+            del lines[max(0, min((error.lineno or 1) - 1, len(lines) - 1)) :]
         except (ValueError, RecursionError, MemoryError):
-            return None
+            break
         else:
-            return tree
-    return None
+            defines = entry_point is None or entry_point in _defined(tree)
+            return sum(map(bool, map(str.strip, lines[first:]))) if defines else 0, tree
+    return 0, ast.Module([], [])
+
+
+def _compiled(source: str) -> ast.Module:
+    tree = ast.parse(source)
+    compile(tree, "<program>", "exec")
+    return tree
 
 
 def _defined(tree: ast.Module) -> set[str]:

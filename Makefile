@@ -40,6 +40,7 @@ unit: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/local_engine.py
 	$(BIN)/python benchmarks/orchestration.py
+	$(BIN)/python benchmarks/sandbox.py
 	$(BIN)/python benchmarks/convergence.py --out docs
 
 clean:

@@ -9,6 +9,7 @@ Importing the package is cheap: no model library, no framework.
 from rewards.answers import canonical, extract_answer
 from rewards.base import Reward
 from rewards.choice import Choice, extract_choice
+from rewards.code import CodeConsistency, CodeTests
 from rewards.combination import Clip, Gate, Product, Rescale, WeightedSum
 from rewards.confidence import Entropy, LogProb, SelfCertainty
 from rewards.equivalence import equivalence_keys
@@ -21,6 +22,7 @@ from rewards.pattern import Regex
 from rewards.pointwise import PointwiseReward
 from rewards.registry import RewardInfo, RewardSpec, available, build, describe, register
 from rewards.reward_model import RewardModel
+from rewards.sandbox import SandboxError, SandboxUnavailableError
 from rewards.self_consistency import SelfConsistency
 from rewards.similarity import Similarity
 from rewards.voting import VotingReward
@@ -28,6 +30,8 @@ from rewards.voting import VotingReward
 __all__ = [
     "Choice",
     "Clip",
+    "CodeConsistency",
+    "CodeTests",
     "Entropy",
     "ExactMatch",
     "Gate",
@@ -46,6 +50,8 @@ __all__ = [
     "RewardSpec",
     "RewardSpecError",
     "RewardTimeoutError",
+    "SandboxError",
+    "SandboxUnavailableError",
     "SelfCertainty",
     "SelfConsistency",
     "Similarity",

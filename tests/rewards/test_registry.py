@@ -18,6 +18,8 @@ from rewards import MathAnswer, Reward, RewardSpecError, SelfConsistency, availa
 BUILT_IN = {
     "choice",
     "clip",
+    "code_consistency",
+    "code_tests",
     "entropy",
     "exact_match",
     "gate",
@@ -68,6 +70,8 @@ def test_public_names() -> None:
     assert sorted(rewards.__all__) == [
         "Choice",
         "Clip",
+        "CodeConsistency",
+        "CodeTests",
         "Entropy",
         "ExactMatch",
         "Gate",
@@ -86,6 +90,8 @@ def test_public_names() -> None:
         "RewardSpec",
         "RewardSpecError",
         "RewardTimeoutError",
+        "SandboxError",
+        "SandboxUnavailableError",
         "SelfCertainty",
         "SelfConsistency",
         "Similarity",

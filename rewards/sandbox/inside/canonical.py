@@ -50,8 +50,10 @@ def _form(value: Any) -> str:
         return f"{{{','.join(sorted(map(_form, value)))}}}"
     if isinstance(value, dict):
         return f"{{{','.join(sorted(f'{_form(key)}:{_form(item)}' for key, item in value.items()))}:}}"
+    if hasattr(type(value), "__next__"):
+        return f"iterator{_form(list(islice(value, _MOST_ITEMS)))}"
     if isinstance(value, Remote):
-        return _remote(value)
+        return f"<{type(value).__name__} {_ADDRESS.sub('', repr(value))}>"
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray):
         return f"array{_form(value.tolist())}"
@@ -73,9 +75,3 @@ def _number(value: Any) -> str:
         return str(number)
     rounded = number if number.is_integer() and abs(number) < _EXACT else float(f"{number:.9g}")
     return hex(int(rounded)) if rounded.is_integer() else repr(rounded)
-
-
-def _remote(value: Any) -> str:
-    if hasattr(type(value), "__next__"):
-        return f"iterator{_form(list(islice(value, _MOST_ITEMS)))}"
-    return f"<{type(value).__name__} {_ADDRESS.sub('', repr(value))}>"

@@ -169,23 +169,19 @@ class Exchange:
         return [each if type(each) is not list else self._decode(each) for each in data]
 
     def _fill(self, value: Any, content: list[Json], *, clear: bool = False) -> None:
-        items = self._decoded(content)
         kind = type(value)
-        if kind is dict:
-            items = [dict(zip(items[::2], items[1::2], strict=True))]
-        elif kind is bytearray:
-            items = [bytes.fromhex(items[0])]
-        elif kind is list:
-            items = [items]
-        elif kind is not set:
-            value[...] = _array(items[0], content[1], items[2])
+        if kind not in _MUTABLE:
+            value[...] = _array(*content)
             return
+        items: Any = bytes.fromhex(content[0]) if kind is bytearray else self._decoded(content)
+        if kind is dict:
+            items = dict(zip(items[::2], items[1::2], strict=True))
         if clear:
             value.clear()
-        if kind is set or kind is dict:
-            value.update(*items) if kind is dict else value.update(items)
+        if kind is dict or kind is set:
+            value.update(items)
         else:
-            value.extend(*items)
+            value.extend(items)
 
 
 _MUTABLE: dict[type, str] = {list: "l", dict: "d", set: "s", bytearray: "a"}
@@ -220,7 +216,7 @@ def _parts(value: Any) -> tuple[str, tuple[Any, ...]] | None:
         return name, _VALUES[name][0](value)
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic) and value.dtype.kind in _ARRAY_KINDS:
-        return "numpy", (value.dtype.str, value.tobytes())
+        return "numpy", (value.dtype.str, value.item() if value.dtype.kind in "SU" else value.tobytes())
     fields = getattr(kind, "_fields", None)
     if kind.__bases__ == (tuple,) and type(fields) is tuple and len(fields) == len(value):
         return "namedtuple", (kind.__name__, fields, tuple(value))
@@ -253,10 +249,11 @@ def _namedtuple(name: str, fields: tuple[str, ...], values: tuple[Any, ...]) -> 
     return namedtuple(name, fields)(*values)
 
 
-def _numpy_scalar(dtype: str, data: bytes) -> Any:
+def _numpy_scalar(dtype: str, data: Any) -> Any:
     import numpy
 
-    return numpy.frombuffer(data, dtype=_dtype(dtype))[0]
+    kind: Any = _dtype(dtype)
+    return kind.type(data) if kind.kind in "SU" else numpy.frombuffer(data, dtype=kind)[0]
 
 
 def _counter(items: tuple[tuple[Any, int], ...]) -> Any:

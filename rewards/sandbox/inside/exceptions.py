@@ -44,9 +44,14 @@ def class_like(name: Json, module: Json, nearest: Json) -> type[BaseException]:
 
 def describe(error: BaseException) -> list[Json]:
     """Return an exception as JSON: its class, its message, and its arguments where they say all there is to say."""
+    args: tuple[object, ...] | None
     name, module, nearest = describe_class(type(error))
     message = _message(error)
-    args = error.args if all(map(_is_plain, error.args)) else None
+    args = error.args
+    if isinstance(error, OSError) and error.filename is not None:
+        args = (error.errno, error.strerror, error.filename)
+    if not all(map(_is_plain, args)):
+        args = None
     if module != "builtins" and args is not None and message != _message(Exception(*args)):
         args = None  # The class has a way of its own to say it.
     return [name, module, nearest, message, None if args is None else list(args)]

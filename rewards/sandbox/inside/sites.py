@@ -148,8 +148,10 @@ class _Transformer(ast.NodeTransformer):
             except BaseException:
                 __sites__.fail()
         """
-        if isinstance(node.test, ast.Constant) or (isinstance(node.test, ast.Tuple) and node.test.elts):
+        if isinstance(node.test, ast.Constant):
             return node
+        if isinstance(node.test, ast.Tuple) and node.test.elts:  # Always true; parentheses too many, most likely.
+            return ast.copy_location(ast.Expr(node.test), node)
         begun = _call("begin", ast.Constant(self._sites.add(node.lineno)))
         handler = ast.ExceptHandler(type=None, name=None, body=[ast.Expr(_call("fail"))])
         judged = ast.Expr(_call("judge", begun, node.test))

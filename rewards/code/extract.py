@@ -62,11 +62,16 @@ def sources(codes: Sequence[str], prompt: str, entry_point: str | None) -> list[
 
 
 def prompt_code(prompt: Prompt) -> str:
-    """Return the program that a prompt holds: of a chat, that of the user's last message."""
+    """Return the program that a prompt holds, "" if it holds none: of a chat, that of the user's last message.
+
+    A question in words may be Python by accident, such as "Why".
+    """
     if not isinstance(prompt, str):
         prompt = next((message["content"] for message in reversed(prompt) if message["role"] == "user"), "")
     fenced = [code for language, code in _fences(prompt) if language in _PYTHON or not language]
-    return max(fenced, key=len) if fenced else prompt
+    if fenced:
+        return max(fenced, key=len)
+    return prompt if _CODE_BEGINS.search(prompt) else ""
 
 
 def asked_function(prompt: str) -> str | None:

@@ -17,7 +17,7 @@ from rewards.workers import Workers
 SECONDS = 1.0
 """Most processor time of one check: the patterns in a schema may take for ever."""
 
-_FENCE = re.compile(r"```[ \t]*(?:json|JSON)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```[ \t]*+(?:json|JSON)?[ \t]*+\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
 _workers = Workers(
     "rewards.json_schema:problem",

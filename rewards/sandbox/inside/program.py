@@ -115,7 +115,7 @@ class Served(Peer):
                 return ["x", self._number(value), *exceptions.describe_class(value)]
         kind = type(value)
         methods = [name for name in SPECIAL if getattr(kind, name, None) is not getattr(object, name, None)]
-        return ["h", self._number(value), kind.__name__, methods, isinstance(value, DATA_TYPES)]
+        return ["h", self._number(value), kind.__name__, methods, issubclass(kind, DATA_TYPES)]
 
     def resolve(self, tag: str, rest: list[Json]) -> Any:
         """Return an object by its number, or what stands for one of the tester's."""
@@ -217,7 +217,7 @@ def _defined(tree: ast.Module) -> set[str]:
 
 def _data(value: Any) -> Any:
     """Return the content of an object that derives from a data type, by what that type itself says."""
-    return next(content(value) for kind, content in _CONTENTS.items() if isinstance(value, kind))
+    return next(content(value) for kind, content in _CONTENTS.items() if issubclass(type(value), kind))
 
 
 _CONTENTS: dict[type, Callable[[Any], Any]] = {

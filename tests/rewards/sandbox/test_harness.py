@@ -301,3 +301,19 @@ async def test_equal_results_have_one_form(sandbox: Sandbox) -> None:
     assert all(len(group) == 1 for group in groups), list(zip(calls, found, strict=True))
     assert len(set.union(*groups)) == len(groups)  # type: ignore[arg-type]
     assert all(len(form or "") < 2000 for form in found)
+
+
+async def test_a_program_has_no_file_but_its_line_to_the_tester(sandbox: Sandbox) -> None:
+    program = """
+import os
+def f():
+    names = sorted(map(int, os.listdir("/proc/self/fd")))
+    return [os.readlink(f"/proc/self/fd/{name}") for name in names if os.path.exists(f"/proc/self/fd/{name}")]
+"""
+    test = "files = f()\nassert files[:3] == ['/dev/null'] * 3\nassert len(files) == 5"
+    assert await _verdict(sandbox, program, test) == (2, 2)
+
+
+async def test_objects_are_equal_only_if_the_program_says_just_that(sandbox: Sandbox) -> None:
+    program = "class Sly:\n    def __eq__(self, other): return 'yes'\ndef f(): return Sly()"
+    assert await _verdict(sandbox, program, "assert f() == f()\nassert not f() == f()") == (1, 2)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import re
 import threading
 from collections.abc import Sequence
@@ -30,7 +29,6 @@ REMEMBERED = 4096
 _log = logging.getLogger(__name__)
 _workers = Workers(
     "rewards._math_key:math_key",
-    size=min(2, os.cpu_count() or 1),
     name="reading an answer",
     seconds=20 * SECONDS,
     cpu_seconds=SECONDS,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 from typing import Any
 
@@ -21,7 +20,6 @@ _FENCE = re.compile(r"```[ \t]*+(?:json|JSON)?[ \t]*+\n(.*?)(?:\n[ \t]*```|\Z)",
 
 _workers = Workers(
     "rewards.json_schema:problem",
-    size=min(2, os.cpu_count() or 1),
     name="checking a schema",
     seconds=20 * SECONDS,
     cpu_seconds=SECONDS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 from backends import Completion, Prompt
@@ -16,7 +15,6 @@ SECONDS = 1.0
 
 _workers = Workers(
     "rewards.pattern:search",
-    size=min(2, os.cpu_count() or 1),
     name="searching for a pattern",
     seconds=20 * SECONDS,
     cpu_seconds=SECONDS,

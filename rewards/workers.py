@@ -23,6 +23,9 @@ from rewards import _worker
 from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError, failed
 
 
+DEFAULT_SIZE = min(2, os.cpu_count() or 1)
+
+
 class Workers:
     """Up to ``size`` processes that call one function; they start when needed and end when idle for a minute.
 
@@ -33,8 +36,8 @@ class Workers:
         self,
         function: Callable[..., Any] | str,
         *,
-        size: int,
         name: str,
+        size: int = DEFAULT_SIZE,
         seconds: float | None = None,
         cpu_seconds: float | None = None,
         memory: int | None = None,
@@ -44,8 +47,8 @@ class Workers:
         Args:
             function: A function that can be imported by name, or ``"module:function"``. What it takes and returns
                 travels by pickle.
-            size: Most processes.
             name: What they work for, for messages.
+            size: Most processes.
             seconds: Most wall time of a call, without the wait for a process; None for no limit.
             cpu_seconds: Most processor time of a call, which does not depend on what else the machine is doing.
             memory: Most address space of each process, in bytes; None for no limit.

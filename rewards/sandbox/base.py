@@ -116,10 +116,14 @@ class Sandbox(ABC):
         """Return why this sandbox cannot work here, as far as that is seen without running a program; "" if it may."""
 
     @abstractmethod
-    def launch(self, source: str, arguments: Sequence[str], limits: Limits) -> AbstractContextManager[Launch]:
+    def launch(
+        self, source: str, arguments: Sequence[str], limits: Limits, *, first: bool = False
+    ) -> AbstractContextManager[Launch]:
         """Return how to run a program behind the launcher; leaving the context frees what it needed."""
 
-    async def run(self, source: str, *arguments: str, stdin: bytes = b"", limits: Limits | None = None) -> Execution:
+    async def run(
+        self, source: str, *arguments: str, stdin: bytes = b"", limits: Limits | None = None, first: bool = False
+    ) -> Execution:
         """Run a program to its end.
 
         Args:
@@ -127,19 +131,29 @@ class Sandbox(ABC):
             arguments: Its ``sys.argv[1:]``.
             stdin: All of its standard input.
             limits: What it may use.
+            first: Whether the program itself is the first of its process space, so that its children can neither kill
+                nor stop it. It then has to end by itself when nobody reads its stdout any more.
 
         Raises:
             SandboxError: The program was not started.
         """
-        return await process.submit(self.run_here, source, *arguments, stdin=stdin, limits=limits or Limits())
+        return await process.submit(
+            self.run_here, source, *arguments, stdin=stdin, limits=limits or Limits(), first=first
+        )
 
     def run_here(
-        self, source: str, *arguments: str, stdin: bytes, limits: Limits, cancelled: Callable[[], bool] = lambda: False
+        self,
+        source: str,
+        *arguments: str,
+        stdin: bytes,
+        limits: Limits,
+        first: bool = False,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> Execution:
         """Run a program in this thread, without a turn; ``cancelled`` is asked now and then, and ends the run.
 
         Raises:
             SandboxError: The program was not started.
         """
-        with self.launch(source, arguments, limits) as launch:
+        with self.launch(source, arguments, limits, first=first) as launch:
             return process.run(launch, stdin=stdin, limits=limits, cancelled=cancelled, name=self.name)

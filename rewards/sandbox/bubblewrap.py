@@ -47,11 +47,11 @@ class Bubblewrap(Sandbox):
         return "" if self._executable else "bwrap is not installed (apt-get install bubblewrap, or your system's like)"
 
     @contextlib.contextmanager
-    def launch(self, source: str, arguments: Sequence[str], limits: Limits) -> Iterator[Launch]:
+    def launch(self, source: str, arguments: Sequence[str], limits: Limits, *, first: bool = False) -> Iterator[Launch]:
         """Return the ``bwrap`` command; it holds nothing that would have to be freed."""
         root = os.geteuid() == 0
         uid = _FIRST_UID + secrets.randbelow(_UIDS) if root else None
-        inside = command(interpreter(), source, arguments, limits, uid=uid, with_parent=True)
+        inside = command(interpreter(), source, arguments, limits, uid=uid, guarded=not first)
         argv = [str(self._executable), *_namespaces(root), *_files(limits), "--", *inside]
         yield Launch(argv=argv, kill=_kill)
 

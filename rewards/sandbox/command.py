@@ -47,6 +47,7 @@ def command(
     limits: Limits,
     *,
     uid: int | None = None,
+    guarded: bool = False,
     with_parent: bool = False,
     filtered: bool = True,
     counted: bool = True,
@@ -59,7 +60,8 @@ def command(
         arguments: Its arguments.
         limits: What it may use.
         uid: The user and group to become; None to stay.
-        with_parent: Whether to end with the parent process.
+        guarded: Whether a process before it watches over it, and ends it when nobody reads its output any more.
+        with_parent: Whether the kernel ends it with its parent; for one that stays the user that the parent is.
         filtered: Whether to deny system calls that no program needs; Linux only.
         counted: Whether the kernel should count this user's processes, that is, whether the user has no others.
 
@@ -69,6 +71,7 @@ def command(
     settings = {
         "started": STARTED.decode(),
         "uid": uid,
+        "guard": guarded,
         "with_parent": with_parent,
         "filter": filtered,
         "limits": {
@@ -78,7 +81,7 @@ def command(
             "AS": limits.memory_bytes,
             "FSIZE": limits.file_bytes,
             "NOFILE": limits.open_files,
-            "NPROC": limits.processes if counted else None,
+            "NPROC": limits.processes + guarded if counted else None,
         },
     }
     texts = [inside("launcher"), json.dumps(settings), source, *arguments]

@@ -45,18 +45,18 @@ class Docker(Sandbox):
         return "" if self._executable else "docker is not installed"
 
     @contextlib.contextmanager
-    def launch(self, source: str, arguments: Sequence[str], limits: Limits) -> Iterator[Launch]:
+    def launch(self, source: str, arguments: Sequence[str], limits: Limits, *, first: bool = False) -> Iterator[Launch]:
         """Return the ``docker run`` command; the container is removed by the daemon."""
         docker, name = str(self._executable), f"sandbox-{secrets.token_hex(8)}"
         # The kernel would count the processes of all containers together; docker counts those of each.
-        inside = command("python3", source, arguments, limits, counted=False)
+        inside = command("python3", source, arguments, limits, guarded=not first, counted=False)
         options = {
             "--name": name,
             "--pull": "never",
             "--network": "none",
             "--memory": str(limits.memory_bytes),
             "--memory-swap": str(limits.memory_bytes),
-            "--pids-limit": str(limits.processes),
+            "--pids-limit": str(limits.processes + (not first)),
             "--cpus": "1",
             "--cap-drop": "ALL",
             "--security-opt": "no-new-privileges",

@@ -153,9 +153,8 @@ async def _run(
         cpu_seconds=task.seconds + _GRACE_SECONDS,
         processes=task.limits.processes + _SPARE_PROCESSES,
     )
-    execution = await sandbox.run(
-        _source(compiled=sandbox.own_interpreter), stdin=json.dumps(request).encode(), limits=limits
-    )
+    source, stdin = _source(compiled=sandbox.own_interpreter), json.dumps(request).encode()
+    execution = await sandbox.run(source, stdin=stdin, limits=limits, first=True)
     ready, *lines = execution.stdout.split(b"\n")
     if ready != b"ready":
         raise SandboxError(f"the tester did not start: {execution.stderr or f'exit status {execution.returncode}'}")

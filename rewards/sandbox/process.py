@@ -55,8 +55,9 @@ async def submit(function: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
 
 async def _ended(future: Future[_T]) -> None:
     if not future.cancel():
-        with contextlib.suppress(Exception):
-            await asyncio.wait([asyncio.wrap_future(future)], timeout=DEATH_SECONDS + START_SECONDS)
+        end = asyncio.wrap_future(future)
+        end.add_done_callback(lambda _: end.cancelled() or end.exception())  # Nobody is left to be told.
+        await asyncio.wait([end], timeout=DEATH_SECONDS + START_SECONDS)
 
 
 _pool_lock = threading.Lock()

@@ -33,7 +33,7 @@ class Unsafe(Sandbox):
         return "" if os.name == "posix" else "it needs a POSIX system"
 
     @contextlib.contextmanager
-    def launch(self, source: str, arguments: Sequence[str], limits: Limits) -> Iterator[Launch]:
+    def launch(self, source: str, arguments: Sequence[str], limits: Limits, *, first: bool = False) -> Iterator[Launch]:
         """Return the interpreter's command, for as long as its temporary folder exists."""
         inside = command(
             interpreter(),
@@ -44,7 +44,7 @@ class Unsafe(Sandbox):
             filtered=False,
             counted=False,
         )
-        with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"sandbox-{os.getpid()}-", ignore_cleanup_errors=True) as folder:
             yield Launch(argv=inside, kill=_kill, folder=folder, environment={"TMPDIR": folder})
 
 

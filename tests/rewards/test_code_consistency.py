@@ -11,18 +11,17 @@ import rewards
 from backends import Completion
 from rewards import RewardError, RewardSpecError
 from rewards.code import CodeConsistency
-from rewards.sandbox import Sandbox, SandboxError, SandboxUnavailableError, select
+from rewards.sandbox import Sandbox, SandboxError
 from rewards.sandbox.unsafe import Unsafe
+from rewards.testing import check_reward
+from tests.rewards.sandbox.available import available
 
 _PROMPT = 'def double(x):\n    """Double it.\n\n    >>> double(1)\n    2\n    >>> double([1])\n    [1, 1]\n    """\n'
 
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
-    try:
-        return select("auto")
-    except SandboxUnavailableError as error:
-        pytest.skip(str(error).splitlines()[0])
+    return available("auto")
 
 
 async def _scores(reward: rewards.Reward, *texts: str, prompt: Any = _PROMPT) -> list[float | None]:
@@ -142,3 +141,8 @@ async def test_it_is_built_by_name(sandbox: Sandbox) -> None:
     assert await _scores(reward, "def f(x): return x", "def f(x): return -x", "f = lambda x: x", prompt="") == [1, 0, 1]
     assert reward.answer(Completion(text="```\nf = abs\n```")) == "f = abs"
     assert reward.answer(Completion(text=" ")) is None
+
+
+def test_it_keeps_the_contract_of_rewards(sandbox: Sandbox) -> None:
+    texts = ("    return 2 * x", "    return x + x", "    return x", "    return 1 * x", "No idea.", "")
+    check_reward(lambda: CodeConsistency(sandbox=sandbox), texts=texts, prompt=_PROMPT, examples=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import resource
 import socket
@@ -14,7 +15,8 @@ import pytest
 
 from backends import Completion
 from rewards.code import CodeTests
-from rewards.sandbox import Limits, Sandbox, SandboxUnavailableError, select
+from rewards.sandbox import Limits, Sandbox
+from tests.rewards.sandbox.available import available
 from tests.rewards.sandbox.leftovers import Leftovers
 
 _PROGRAMS = sorted((Path(__file__).parent / "hostile").glob("[!_]*.py"))
@@ -25,16 +27,13 @@ _SECONDS = 1.0
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
-    try:
-        return select("auto")
-    except SandboxUnavailableError as error:
-        pytest.skip(str(error).splitlines()[0])
+    return available("auto")
 
 
 @pytest.fixture
 def secrets(tmp_path: Path) -> Iterator[list[str]]:
     """Files that a program must not get to see, one of them in the home folder."""
-    paths = [tmp_path / "secret", Path.home() / "hostile-secret"]
+    paths = [tmp_path / "secret", Path.home() / f"hostile-secret-{os.getpid()}"]
     for path in paths:
         path.write_text("s3cret")
     yield [str(path) for path in paths]

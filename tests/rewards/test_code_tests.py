@@ -15,8 +15,10 @@ import rewards
 from backends import Completion
 from rewards import RewardError, RewardSpecError
 from rewards.code import CodeTests
-from rewards.sandbox import Sandbox, SandboxError, SandboxUnavailableError, select
+from rewards.sandbox import Sandbox, SandboxError, SandboxUnavailableError
 from rewards.sandbox.unsafe import Unsafe
+from rewards.testing import check_reward
+from tests.rewards.sandbox.available import available
 
 HUMANEVAL = Path(__file__).parents[2] / ".." / "shared" / "data" / "humaneval" / "HumanEval.jsonl"
 
@@ -27,10 +29,7 @@ _BODY = "    return math.pi * r**2\n"
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
-    try:
-        return select("auto")
-    except SandboxUnavailableError as error:
-        pytest.skip(str(error).splitlines()[0])
+    return available("auto")
 
 
 async def _scores(reward: rewards.Reward, *texts: str, prompt: Any = "") -> list[float | None]:
@@ -176,3 +175,8 @@ async def test_humaneval(body: str, sandbox: Sandbox) -> None:
         assert [task["task_id"] for task, score in zip(tasks, scores, strict=True) if score != 1.0] == []
     else:
         assert max(scores) < 1.0
+
+
+def test_it_keeps_the_contract_of_rewards(sandbox: Sandbox) -> None:
+    texts = ("def f(x): return x * x", "```python\ndef f(x): return 9\n```", "def f(x): return 0", "No idea.", "")
+    check_reward(lambda: CodeTests("assert f(3) == 9", sandbox=sandbox), texts=texts, examples=8)

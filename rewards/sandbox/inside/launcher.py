@@ -15,7 +15,8 @@ import struct
 import sys
 from typing import Any
 
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_TICK = 0.02
 
 # Numbers of system calls: x86-64, ARM64. Denied are memory that no limit counts (anonymous files, System V segments and
 # queues), the inspection of other processes, new namespaces, and what programs have no use for but attacks have.
@@ -53,10 +54,12 @@ def main(arguments: list[str]) -> None:
         os.setresgid(settings["uid"], settings["uid"], settings["uid"])
         os.setresuid(settings["uid"], settings["uid"], settings["uid"])
     if settings["with_parent"]:
-        _die_with_parent()
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if settings["filter"]:
         _filter_system_calls()
     _limit(settings)
+    if settings["guard"]:
+        _guard()
     source = arguments[2]
     sys.argv = ["program", *arguments[3:]]
     os.write(1, settings["started"].encode())
@@ -73,14 +76,28 @@ def _limit(settings: dict[str, Any]) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def _die_with_parent() -> None:
-    # Bubblewrap has asked for this already, but the kernel forgets it when the user changes. Whether the parent died
-    # in between shows in stdout: nobody reads it any more.
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    poll = select.poll()
-    poll.register(1, 0)
-    if poll.poll(0):
-        os._exit(1)
+def _guard() -> None:
+    """Go on in a child process, and end all when it ends, or when nobody reads its output any more.
+
+    The kernel would not do the latter: it lets this process be killed by the death of its parent only if that could
+    kill it, and another user without capabilities cannot.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    program = os.fork()
+    if program == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        return
+    _prctl(_PR_SET_DUMPABLE, 0)  # So that the program cannot get at the file descriptors.
+    output = select.poll()
+    output.register(1, 0)
+    while not output.poll(0):
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == program:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
+        if pid == 0:
+            signal.sigtimedwait({signal.SIGCHLD}, _TICK)
+    os._exit(1)
 
 
 def _filter_system_calls() -> None:

@@ -21,7 +21,7 @@ def main(port: str, secret: str, processes: str) -> None:
         ("the environment leaks", not all(map(str.startswith, os.environ, repeat(_OF_THE_SYSTEM)))),
         ("the program is root", os.getuid() == 0),
         ("the program has capabilities", _capabilities() != 0),
-        ("other processes can be seen", os.getpid() != 1),
+        ("other processes can be seen", os.getppid() != 1),
         ("the system can be written to", any(map(_writable, _ELSEWHERE))),
         ("/tmp cannot be written to", not _writable("/tmp")),
         ("files have no limit", resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY),

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.sandbox import Sandbox, SandboxUnavailableError, select
+from rewards.sandbox import Sandbox
+from tests.rewards.sandbox.available import available
 from tests.rewards.sandbox.leftovers import Leftovers
 
 
 @pytest.fixture(params=["bubblewrap", "docker", "unsafe"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    try:
-        return select(request.param)
-    except SandboxUnavailableError as error:
-        pytest.skip(str(error).splitlines()[0])
+    return available(request.param)
 
 
 @pytest.fixture(params=["bubblewrap", "docker"])
 def isolated(request: pytest.FixtureRequest) -> Sandbox:
-    try:
-        return select(request.param)
-    except SandboxUnavailableError as error:
-        pytest.skip(str(error).splitlines()[0])
+    return available(request.param)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rewards.sandbox import Limits
 
-_FILES = ("sandbox-", "hostile-")
+_FILES = (f"sandbox-{os.getpid()}-", "hostile-file", "hostile-folder")
 _count = itertools.count(secrets.randbelow(1 << 20))
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from rewards.sandbox import Sandbox, SandboxError, SandboxUnavailableError, select
+from rewards.sandbox import Sandbox, SandboxError
 from rewards.sandbox.bubblewrap import Bubblewrap
+from tests.rewards.sandbox.available import available
 
 _ROOT = Path(__file__).parents[3]
 
@@ -33,10 +34,7 @@ print(asyncio.run(sandbox.run("import ctypes\\nprint(ctypes.CDLL(None).unshare(0
 
 @pytest.fixture
 def bubblewrap() -> Sandbox:
-    try:
-        return select("bubblewrap")
-    except SandboxUnavailableError as error:
-        pytest.skip(str(error).splitlines()[0])
+    return available("bubblewrap")
 
 
 async def test_no_program_can_make_a_user_namespace(bubblewrap: Sandbox) -> None:

@@ -56,7 +56,7 @@ async def test_a_container_has_no_network_no_rights_and_limits(docker: Docker, l
     pairs = dict(itertools.pairwise(options))
     assert pairs["--network"] == "none"
     assert pairs["--memory"] == pairs["--memory-swap"] == str(100 * MIB)
-    assert pairs["--pids-limit"] == "7"
+    assert pairs["--pids-limit"] == "8", "one of them watches over the program"
     assert pairs["--cap-drop"] == "ALL"
     assert pairs["--security-opt"] == "no-new-privileges"
     assert pairs["--user"] == "65534:65534"

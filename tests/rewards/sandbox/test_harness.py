@@ -316,4 +316,4 @@ def f():
 
 async def test_objects_are_equal_only_if_the_program_says_just_that(sandbox: Sandbox) -> None:
     program = "class Sly:\n    def __eq__(self, other): return 'yes'\ndef f(): return Sly()"
-    assert await _verdict(sandbox, program, "assert f() == f()\nassert not f() == f()") == (1, 2)
+    assert await _verdict(sandbox, program, "assert f() == f()") == (0, 1)

@@ -22,7 +22,6 @@ from typing import IO, Any
 from rewards import _worker
 from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError, failed
 
-
 DEFAULT_SIZE = min(2, os.cpu_count() or 1)
 
 

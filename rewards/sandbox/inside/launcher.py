@@ -15,7 +15,7 @@ import struct
 import sys
 from typing import Any
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
 _TICK = 0.02
 
 # Numbers of system calls: x86-64, ARM64. Denied are memory that no limit counts (anonymous files, System V segments and
@@ -87,7 +87,6 @@ def _guard() -> None:
     if program == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         return
-    _prctl(_PR_SET_DUMPABLE, 0)  # So that the program cannot get at the file descriptors.
     output = select.poll()
     output.register(1, 0)
     while not output.poll(0):

@@ -182,20 +182,27 @@ async def test_many_runs_leave_no_file_descriptor(sandbox: Sandbox) -> None:
     leftovers.check()
 
 
+_RUN = "sandbox.run(program, limits=limits)"
+_RUN_TESTS = "run_tests(sandbox, [('', program)], ['assert f()'], Task(seconds=1000, limits=limits))"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the death of a parent is noticed on Linux only")
-def test_when_this_process_is_killed_its_sandboxes_are_too(sandbox: Sandbox, leftovers: Leftovers) -> None:
+@pytest.mark.parametrize("run", [_RUN, _RUN_TESTS])
+def test_when_this_process_is_killed_its_sandboxes_are_too(sandbox: Sandbox, leftovers: Leftovers, run: str) -> None:
     if sandbox.name == "docker":
         pytest.skip("containers belong to the daemon; they end by their own clock")
     host = f"""
-import asyncio
-import gc
-import glob
-from rewards.sandbox import Limits, select
-limits = Limits(file_bytes={leftovers.limits().file_bytes}, wall_seconds=1000)
-asyncio.run(select({sandbox.name!r}).run({_FOREVER!r}, limits=limits))
+import asyncio, os
+from rewards.sandbox import Limits
+from rewards.sandbox.{sandbox.name} import {type(sandbox).__name__}
+from rewards.sandbox.harness import Task, run_tests
+sandbox, program = {type(sandbox).__name__}(), {_FOREVER!r}
+limits = Limits(file_bytes=int(os.environ["MARK"]), wall_seconds=1000)
+asyncio.run({run})
 """
+    environment = os.environ | {"MARK": str(leftovers.limits().file_bytes)}
     for delay in (0.0, 0.02, 0.05, 0.3):  # While the sandbox starts, and after.
-        process = subprocess.Popen([sys.executable, "-c", host], cwd=Path(__file__).parents[3])
+        process = subprocess.Popen([sys.executable, "-c", host], cwd=Path(__file__).parents[3], env=environment)
         try:
             while not leftovers.processes():
                 time.sleep(0.001)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from rewards import RewardError
@@ -198,7 +200,9 @@ async def test_tests_passed_before_a_crash_count(sandbox: Sandbox) -> None:
 
 async def test_tests_that_catch_everything_end_in_time(sandbox: Sandbox) -> None:
     test = "assert f() == 1\nwhile True:\n    try: f()\n    except BaseException: pass"
+    began = time.monotonic()
     assert await _verdict(sandbox, "def f(): return 1", test, seconds=0.3) in [(0, 1), (1, 2)]
+    assert time.monotonic() - began < 4
 
 
 async def test_tests_that_are_no_python_are_not_the_programs_fault(sandbox: Sandbox) -> None:
@@ -317,3 +321,8 @@ def f():
 async def test_objects_are_equal_only_if_the_program_says_just_that(sandbox: Sandbox) -> None:
     program = "class Sly:\n    def __eq__(self, other): return 'yes'\ndef f(): return Sly()"
     assert await _verdict(sandbox, program, "assert f() == f()") == (0, 1)
+
+
+async def test_a_module_that_the_tests_forgot_to_import_is_not_the_programs(sandbox: Sandbox) -> None:
+    cheat = "class math:\n    isclose = staticmethod(lambda *_: True)\ndef f(x): return 0.0"
+    assert await _verdict(sandbox, cheat, "assert math.isclose(f(1), 2.5)") == (0, 1)

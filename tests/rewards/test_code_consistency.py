@@ -49,7 +49,7 @@ async def test_what_the_examples_say_of_the_results_does_not_count(sandbox: Sand
 
 
 async def test_programs_that_do_not_load_or_always_fail_have_no_vote(sandbox: Sandbox) -> None:
-    texts = ["No idea.", "No idea!", "    raise ValueError", "    return 1 / 0", "    return y", "    while True: pass"]
+    texts = ["No idea.", "No idea!", "    raise ValueError", "    raise ValueError(x)", "    while True: pass", "    y"]
     reward = CodeConsistency(sandbox=sandbox, timeout=0.5)
     assert await _scores(reward, *texts, "    return 2 * x", "    return x + x") == [0] * 6 + [1, 1]
     assert await _scores(reward, *texts) == [0] * 6

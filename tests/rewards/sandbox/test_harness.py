@@ -326,3 +326,13 @@ async def test_objects_are_equal_only_if_the_program_says_just_that(sandbox: San
 async def test_a_module_that_the_tests_forgot_to_import_is_not_the_programs(sandbox: Sandbox) -> None:
     cheat = "class math:\n    isclose = staticmethod(lambda *_: True)\ndef f(x): return 0.0"
     assert await _verdict(sandbox, cheat, "assert math.isclose(f(1), 2.5)") == (0, 1)
+
+
+async def test_only_classes_that_tests_use_may_combine_with_data(sandbox: Sandbox) -> None:
+    cheat = """
+class METADATA:
+    def __sub__(self, other): return 0
+def f(x): return METADATA()
+"""
+    assert await _verdict(sandbox, cheat, "METADATA = {'author': 'x'}\nassert f(1) - 2 == 0") == (0, 1)
+    assert await _verdict(sandbox, cheat, "assert METADATA() - 2 == 0") == (1, 1)

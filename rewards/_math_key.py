@@ -39,6 +39,13 @@ _LONGEST_INTEGER = 4000
 
 def math_key(answer: str) -> str | None:
     """Return the key of an answer in LaTeX or plain notation; None if it cannot be read as mathematics."""
+    try:
+        return _parsed_key(answer)
+    except Exception:  # SymPy and the parser raise almost anything on what makes no sense.
+        return None
+
+
+def _parsed_key(answer: str) -> str | None:
     found = parse(
         f"${answer}$",
         extraction_config=[_LATEX],

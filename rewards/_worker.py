@@ -21,9 +21,8 @@ from typing import Any
 IDLE = 75
 """Exit status of a process that nobody has asked for anything in a while."""
 IDLE_SECONDS = 60.0
-OVERTIME = {int(signal.SIGALRM): "seconds", int(signal.SIGPROF): "cpu_seconds"}
-"""The signals by which a process is ended when a call takes too long, and which limit each of them stands for."""
-_TIMERS = {"seconds": signal.ITIMER_REAL, "cpu_seconds": signal.ITIMER_PROF}
+OVERTIME = int(signal.SIGPROF)
+"""The signal by which a process is ended that takes too much processor time; the wall time is its employer's affair."""
 _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
 
@@ -39,11 +38,12 @@ def main(settings: str) -> int:
     if options["memory"] is not None:
         _limit_memory(options["memory"])
     function = _imported(options["target"])
+    _write(replies, b"!")  # From now on the time counts.
     while select.select([requests], [], [], IDLE_SECONDS)[0]:
         header = _read(requests, 8)
         if header is None or (request := _read(requests, int.from_bytes(header, "little"))) is None:
             return 0
-        with _time_limits(options):
+        with _time_limit(options["cpu_seconds"]):
             reply = _reply(function, request)
         _write(replies, len(reply).to_bytes(8, "little"))
         _write(replies, reply)
@@ -51,16 +51,15 @@ def main(settings: str) -> int:
 
 
 @contextlib.contextmanager
-def _time_limits(limits: dict[str, Any]) -> Iterator[None]:
-    """Let the kernel end this process after so much time: nothing that the function does can hold that up."""
-    timers = {timer: limits[limit] for limit, timer in _TIMERS.items() if limits[limit] is not None}
-    for timer, seconds in timers.items():
-        signal.setitimer(timer, seconds)
+def _time_limit(seconds: float | None) -> Iterator[None]:
+    """Let the kernel end this process after so much processor time."""
+    if seconds is not None:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        for timer in timers:
-            signal.setitimer(timer, 0)
+        if seconds is not None:
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _imported(target: str) -> Callable[..., Any] | str:

@@ -18,7 +18,7 @@ _ONLY = re.compile(r"[\s$*_(\[{.:`]*(?:\\(?:text|mathrm|textbf|mathbf)\s*\{)?[\s
 # "The answer is (C)", "Answer: C", "correct option is **C**"; the letter in upper case, or in brackets. Nothing is
 # tried twice ("*+"), so that long runs of spaces take linear time.
 _NAMED = re.compile(
-    r"\b(?:answer|option|choice)\b[ \t]*+(?:(?:is|would be|must be|should be)\b)?+[ \t]*+[:=]?+\s{0,3}+"
+    r"\b(answer|option|choice)\b[ \t]*+(?:(?:is|would be|must be|should be)\b)?+[ \t]*+[:=]?+\s{0,3}+"
     r"(?:(?:option|choice|letter)\b)?+[ \t]*+[*_$`]{0,4}+(?:\\(?:text|mathrm|textbf|mathbf|boxed)\{)?+"
     r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])(?![\w'’-]))",
     re.IGNORECASE,
@@ -27,13 +27,19 @@ _BRACKETED = re.compile(r"(?<!\w)[(\[]([A-Z])[)\]](?!\w)|(?:^|\n)[ \t]*\**([A-Z]
 _ALONE = re.compile(r"(?<![\w'’-])([A-Z])(?![\w'’-])")
 
 
+_NOT_AFTER_ARTICLES = frozenset(
+    {"and", "as", "because", "but", "by", "for", "from", "if", "in", "is", "it", "not", "of", "on", "or", "rather"}
+    | {"since", "so", "than", "that", "the", "these", "this", "to", "which", "while", "with"}
+)
+
+
 def extract_choice(text: str, options: int = 26) -> str | None:
     r"""Return the letter of the option that a response picks, in upper case, or None if it picks none.
 
-    In order of preference: an answer marked by ``####`` or ``\boxed{…}``; the last "the answer is C", "option (C)" or
-    the like; a response that is nothing but a letter; the last letter in brackets, in bold, or at the start of a line
-    as in "C."; the last capital letter that stands alone. The article "a" is no option, nor "A" and "I" as words of a
-    sentence.
+    In order of preference: an answer marked by ``####`` or ``\boxed{…}``; the last "the answer is C" or the like, then
+    the last "option (C)"; a response that is nothing but a letter; the last letter in brackets, in bold, or at the
+    start of a line as in "C."; the last capital letter that stands alone. The article "a" is no option, nor "A" and "I"
+    as words of a sentence.
 
     Args:
         text: A response of any length.
@@ -42,10 +48,10 @@ def extract_choice(text: str, options: int = 26) -> str | None:
     stated = stated_answer(text)
     if stated is not None and (letter := _only_letter(stated, options)):
         return letter
-    named = [m for m in _NAMED.finditer(text) if m[1] or (m[2].isupper() and not _is_word(m[2], text, m.end(2)))]
-    letters = [(m[1] or m[2]).upper() for m in named]
-    if chosen := _last(letters, options):
-        return chosen
+    named = [m for m in _NAMED.finditer(text) if m[2] or (m[3].isupper() and not _is_article(m[3], text, m.end(3)))]
+    for kinds in (("answer",), ("option", "choice")):  # "The answer is A. Option B is wrong."
+        if chosen := _last([(m[2] or m[3]).upper() for m in named if m[1].lower() in kinds], options):
+            return chosen
     if letter := _only_letter(text, options):
         return letter
     bracketed = [match[1] or match[2] or match[3] for match in _BRACKETED.finditer(text)]
@@ -94,6 +100,15 @@ def _only_letter(text: str, options: int) -> str | None:
 
 def _last(letters: list[str], options: int) -> str | None:
     return next((letter for letter in reversed(letters) if letter in _LETTERS[:options]), None)
+
+
+def _is_article(letter: str, text: str, end: int) -> bool:
+    """Return whether a letter that is named as an answer is the article or the pronoun after all ("Answer: A dog").
+
+    Words that do not follow an article show that it is an option: "The answer is A because …".
+    """
+    following = re.match(r"[ \t]+([^\W\d_]+)", text[end : end + 24])
+    return letter in "AI" and following is not None and following[1].lower() not in _NOT_AFTER_ARTICLES
 
 
 def _is_word(letter: str, text: str, end: int) -> bool:

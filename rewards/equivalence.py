@@ -75,28 +75,27 @@ async def equivalence_keys(answers: Sequence[str]) -> list[str]:
     missing = [answer for answer, key in keys.items() if key is None]
     found = dict(zip(missing, await asyncio.gather(*map(_key, missing)), strict=True))
     with _lock:  # There may be event loops in several threads.
-        _known.update(found)
+        _known.update({answer: key for answer, (key, lasting) in found.items() if lasting})
         while len(_known) > REMEMBERED:
             del _known[next(iter(_known))]
-    return [found.get(answer) or keys[answer] or "" for answer in answers]
+    return [found[answer][0] if answer in found else keys[answer] or "" for answer in answers]
 
 
-async def _key(answer: str) -> str:
+async def _key(answer: str) -> tuple[str, bool]:
+    """Return the key of an answer, and whether it would be the same another time."""
     if len(answer) <= LONGEST:
         answer = _bare(answer)
     text = canonical(answer)
     if (plain := _plain_key(answer, text)) is not None:
-        return plain
+        return plain, True
+    lasting = True
     try:
         key = await _workers.call(_latex(answer))
     except RewardError as error:
-        _log.log(
-            logging.DEBUG if isinstance(error, RewardTimeoutError) else logging.WARNING,
-            "an answer was compared as text: %s",
-            error,
-        )
+        lasting = isinstance(error, RewardTimeoutError)
+        _log.log(logging.DEBUG if lasting else logging.WARNING, "an answer was compared as text: %s", error)
         key = None
-    return key if isinstance(key, str) else text.casefold()
+    return (key if isinstance(key, str) else text.casefold()), lasting
 
 
 def _latex(answer: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -11,6 +10,7 @@ from backends import Completion, Prompt
 from rewards.base import Reward, checked_verdict, score_drawn
 from rewards.errors import RewardError, RewardSpecError, failed
 from rewards.pointwise import PointwiseReward
+from rewards.threads import in_thread
 from rewards.timeouts import within
 from rewards.workers import Workers
 
@@ -170,7 +170,7 @@ class Function:
         if self.asynchronous:
             value = self._function(judged, **keywords)
         else:
-            value = await asyncio.to_thread(self._function, judged, **keywords)
+            value = await in_thread(lambda: self._function(judged, **keywords))
         return await value if inspect.isawaitable(value) else value
 
     def close(self) -> None:

@@ -11,17 +11,20 @@ import contextlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 from rewards import _worker
 from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError, failed
+from rewards.threads import Threads
 
+_GOING = 1.0
+"""Seconds that a process whose output has ended may take to be gone."""
 DEFAULT_SIZE = min(2, os.cpu_count() or 1)
 
 
@@ -56,14 +59,17 @@ class Workers:
             RewardSpecError: The function cannot be imported by name.
         """
         self._target = function if isinstance(function, str) else _import_name(function, name)
-        self._size = size
         self._name = name
         self._limits: dict[str, float | None] = {"seconds": seconds, "cpu_seconds": cpu_seconds, "memory": memory}
         self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
+        self._threads = Threads(size, name="ets-reward-worker")
         self._processes: dict[subprocess.Popen[bytes], _Job | None] = {}
         """Those that run, with what they are working on; None for idle ones."""
+        self._ready: set[subprocess.Popen[bytes]] = set()
+        """Those that have imported the function."""
         weakref.finalize(self, _kill_all, self._processes)
+        weakref.finalize(self, self._threads.close)
+        _all.add(self)
 
     async def call(self, *args: Any, **kwargs: Any) -> Any:
         """Return ``function(*args, **kwargs)``, computed in one of the processes.
@@ -74,9 +80,7 @@ class Workers:
         """
         job = _Job(pickle.dumps((args, kwargs)))
         with self._lock:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._size, thread_name_prefix="ets-reward-worker")
-            future = self._executor.submit(self._work, job)
+            future = self._threads.submit(lambda: self._work(job))
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -86,28 +90,32 @@ class Workers:
     def close(self) -> None:
         """Kill the processes; harmless when called twice. Another call starts new ones."""
         with self._lock:
-            executor, self._executor = self._executor, None
-            for process, job in self._processes.items():
+            self._threads.close()
+            processes = dict(self._processes)
+            self._processes.clear()
+            for job in processes.values():
                 if job is not None:
                     job.cancelled = True
-                process.kill()
-        if executor is not None:
-            executor.shutdown(cancel_futures=True)  # Short: whatever its threads wait for has been killed.
-        _kill_all(self._processes)
+        _kill_all(processes)
+
+    def _forget(self) -> None:
+        """Start anew in a forked process: the threads are not there, and the processes are its parent's."""
+        self._lock = threading.Lock()
+        self._threads = self._threads.anew()
+        self._processes.clear()
+        self._ready.clear()
 
     def _work(self, job: _Job) -> Any:
-        """Do a job, in a thread of the executor."""
+        """Do a job, in one of the threads."""
         while True:
             process = self._take(job)
+            reused = process in self._ready
             try:
-                reply = _exchange(process, job.request)
+                reply = self._exchange(process, job)
             except Exception as error:  # Above all a result that cannot be read.
                 self._drop(process)
                 raise failed(self._name, error) from error
-            if reply is not None:
-                with self._lock:
-                    if process in self._processes:
-                        self._processes[process] = None
+            if reply is not None and self._keep(process, job):
                 ok, value = reply
                 if not ok:
                     raise RewardError(f"{self._name} failed: {value}")
@@ -115,11 +123,51 @@ class Workers:
             status = self._drop(process)
             if job.cancelled:
                 raise RewardError(f"{self._name} was cancelled")
-            if exceeded := _worker.OVERTIME.get(-status):
-                unit = "s of processor time" if exceeded == "cpu_seconds" else "s"
-                raise RewardTimeoutError(f"{self._name} took longer than {self._limits[exceeded]:g} {unit}")
-            if status != _worker.IDLE:  # Otherwise it went home a moment before the job came.
+            if job.late:
+                raise RewardTimeoutError(f"{self._name} took longer than {self._limits['seconds']:g} s")
+            if -status == _worker.OVERTIME:
+                limit = self._limits["cpu_seconds"]
+                raise RewardTimeoutError(f"{self._name} took longer than {limit:g} s of processor time")
+            if not reused or job.tried:
                 raise RewardError(f"{self._name} failed: its process died ({_cause(status)})")
+            job.tried = True  # It may have been gone before the job came: idle ones go home, or are killed for memory.
+
+    def _exchange(self, process: subprocess.Popen[bytes], job: _Job) -> tuple[bool, Any] | None:
+        """Send a request and return the reply; None if the process ends instead, or is killed for being late."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        if process not in self._ready:
+            if not process.stdout.read(1):
+                return None
+            self._ready.add(process)
+
+        def late() -> None:
+            job.late = True
+            _signal(process)
+
+        timer = None if self._limits["seconds"] is None else threading.Timer(self._limits["seconds"], late)
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        try:
+            process.stdin.write(len(job.request).to_bytes(8, "little") + job.request)
+            process.stdin.flush()
+            header = _read(process.stdout, 8)
+            body = None if header is None else _read(process.stdout, int.from_bytes(header, "little"))
+        except OSError:
+            return None
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return None if body is None or job.late else pickle.loads(body)
+
+    def _keep(self, process: subprocess.Popen[bytes], job: _Job) -> bool:
+        """Make a process idle again, unless it was killed meanwhile."""
+        with self._lock:
+            if job.cancelled or process not in self._processes:
+                return False
+            self._processes[process] = None
+            return True
 
     def _take(self, job: _Job) -> subprocess.Popen[bytes]:
         """Return an idle process or a new one, which now belongs to the job."""
@@ -144,6 +192,7 @@ class Workers:
     def _drop(self, process: subprocess.Popen[bytes]) -> int:
         with self._lock:
             self._processes.pop(process, None)
+            self._ready.discard(process)
         return _kill(process)
 
     def _cancel(self, job: _Job) -> None:
@@ -151,7 +200,7 @@ class Workers:
             job.cancelled = True
             for process, other in self._processes.items():
                 if other is job:
-                    process.kill()
+                    _signal(process)
 
 
 class _Job:
@@ -160,25 +209,9 @@ class _Job:
     def __init__(self, request: bytes) -> None:
         self.request = request
         self.cancelled = False
-
-
-def _exchange(process: subprocess.Popen[bytes], request: bytes) -> tuple[bool, Any] | None:
-    """Send a request and return the reply; None if the process ends instead."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        process.stdin.write(len(request).to_bytes(8, "little") + request)
-        process.stdin.flush()
-    except OSError:
-        return None
-    header = _read(process.stdout, 8)
-    if header is None:
-        return None
-    body = _read(process.stdout, int.from_bytes(header, "little"))
-    if body is None:
-        return None
-    ok, value = pickle.loads(body)
-    return ok, value
+        self.late = False
+        self.tried = False
+        """Whether a process that had waited for it was dead already."""
 
 
 def _read(stream: IO[bytes], size: int) -> bytes | None:
@@ -188,7 +221,9 @@ def _read(stream: IO[bytes], size: int) -> bytes | None:
 
 def _kill(process: subprocess.Popen[bytes]) -> int:
     """End a process and free what belongs to it; return its exit status."""
-    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_GOING)  # One that is about to end by itself has a status to tell.
+    _signal(process)
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             with contextlib.suppress(OSError):  # Unsent bytes for a process that is gone.
@@ -196,7 +231,16 @@ def _kill(process: subprocess.Popen[bytes]) -> int:
     return process.wait()
 
 
+def _signal(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and whatever it has started."""
+    if process.returncode is None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def _kill_all(processes: dict[subprocess.Popen[bytes], _Job | None]) -> None:
+    for process in processes:
+        _signal(process)
     while processes:
         _kill(processes.popitem()[0])
 
@@ -213,3 +257,15 @@ def _import_name(function: Callable[..., Any], name: str) -> str:
             "so define it at the top level of a module that is not the main script"
         )
     return f"{module}:{qualified}"
+
+
+_all: weakref.WeakSet[Workers] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for workers in _all:
+        workers._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

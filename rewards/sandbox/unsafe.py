@@ -8,10 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 
 from rewards.sandbox.base import Launch, Limits, Sandbox
 from rewards.sandbox.command import command, interpreter
+
+_DEATH_SECONDS = 1.0
+"""The dead stay in their group until somebody buries them, which may be never in a container."""
 
 
 class Unsafe(Sandbox):
@@ -49,5 +53,11 @@ class Unsafe(Sandbox):
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
+    """Kill the process group, and see it gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        deadline = time.monotonic() + _DEATH_SECONDS
+        while time.monotonic() < deadline:
+            os.killpg(child.pid, 0)  # Raises when there is nobody left.
+            time.sleep(0.001)

@@ -204,7 +204,7 @@ limits = Limits(file_bytes=int(os.environ["MARK"]), wall_seconds=1000)
 asyncio.run({run})
 """
     environment = os.environ | {"MARK": str(leftovers.limits().file_bytes)}
-    for delay in (0.0, 0.02, 0.05, 0.3):  # While the sandbox starts, and after.
+    for delay in (0.02, 0.3):  # While the sandbox starts, and after.
         process = subprocess.Popen([sys.executable, "-c", host], cwd=Path(__file__).parents[3], env=environment)
         try:
             while not leftovers.processes():

@@ -198,10 +198,10 @@ async def test_tests_passed_before_a_crash_count(sandbox: Sandbox) -> None:
     assert await _verdict(sandbox, program, "assert f(0) == 0\nassert f(1) == 1\nassert f(0) == 0") == (1, 3)
 
 
-async def test_tests_that_catch_everything_end_in_time(sandbox: Sandbox) -> None:
-    test = "assert f() == 1\nwhile True:\n    try: f()\n    except BaseException: pass"
+async def test_tests_that_stop_the_clock_end_in_time(sandbox: Sandbox) -> None:
+    test = "import signal\nassert f() == 1\nsignal.setitimer(signal.ITIMER_REAL, 0)\nsignal.pause()"
     began = time.monotonic()
-    assert await _verdict(sandbox, "def f(): return 1", test, seconds=0.3) in [(0, 1), (1, 2)]
+    assert await _verdict(sandbox, "def f(): return 1", test, seconds=0.3) == (0, 1)
     assert time.monotonic() - began < 4
 
 

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rewards.errors import RewardSpecError
 
@@ -19,10 +19,20 @@ _END_OF_VALUE = re.compile(r"\s*(?:$|,(?=\s*[^\W\d]\w*\s*=))")
 _CHECKED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
+class Literal:
+    """A value that was written as JSON, and how it was written, which may be what was meant: ``gold=21``."""
+
+    def __init__(self, value: Any, text: str) -> None:
+        """Keep both."""
+        self.value = value
+        self.text = text
+
+
 def parse(text: str) -> dict[str, Any]:
     """Read ``key=value,key=value``.
 
     A value is JSON if it is a JSON literal, otherwise text up to the next ``,key=``; so ``gold=1,234`` is one argument.
+    Literals come as a `Literal`, because a parameter that takes text alone has them as they are written.
 
     Raises:
         RewardSpecError: The text is not of this form, or a key occurs twice.
@@ -40,7 +50,8 @@ def parse(text: str) -> dict[str, Any]:
         value, end = _value(text, key.end())
         if isinstance(value, str) and value.endswith(","):
             raise RewardSpecError(f"expected key=value after the last comma of {text!r}")
-        arguments[key[1]] = value
+        written = text[key.end() : None if end is None else text.rindex(",", key.end(), end)].strip()
+        arguments[key[1]] = value if isinstance(value, str) else Literal(value, written)
         if end is None:
             return arguments
         position = end
@@ -74,19 +85,31 @@ def check(function: Callable[..., Any], arguments: Mapping[str, Any], *, keyword
         if (_is_option(parameter) if keyword_only else parameter.kind in _CHECKED)
     }
     problems = [f"unknown argument {name!r}" for name in arguments if name not in named and not free]
-    checked = dict(arguments)
+    literals = {name: given for name, given in arguments.items() if isinstance(given, Literal)}
+    checked = dict(arguments) | {name: literal.value for name, literal in literals.items()}
     for name, parameter in named.items():
         if name in arguments:
+            given = checked[name]
             try:
-                checked[name] = _validated(parameter.annotation, arguments[name])
+                checked[name] = _validated(parameter.annotation, given)
             except ValueError as error:
-                problems.append(f"{name}={arguments[name]!r:.80}: {error}")
+                try:
+                    if name not in literals or not _takes_text(parameter.annotation):
+                        raise
+                    checked[name] = _validated(parameter.annotation, literals[name].text)
+                except ValueError:
+                    problems.append(f"{name}={given!r:.80}: {error}")
         elif parameter.default is parameter.empty:
             problems.append(f"missing argument {name!r}")
     if problems:
         takes = ", ".join(describe(function, keyword_only=keyword_only)) or "no arguments"
         raise RewardSpecError(f"{'; '.join(problems)} (it takes: {takes})")
     return checked
+
+
+def _takes_text(annotation: Any) -> bool:
+    """Return whether plain text is among the types that are allowed, not only text of a certain form."""
+    return annotation is str or (str in get_args(annotation) and not {int, float} & set(get_args(annotation)))
 
 
 def _is_option(parameter: inspect.Parameter) -> bool:

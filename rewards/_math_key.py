@@ -26,7 +26,7 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 _LATEX = LatexExtractionConfig(
     boxed_match_priority=-1,
     normalization_config=NormalizationConfig(
-        basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
     ),
 )
 _POINTS = 3
@@ -69,7 +69,8 @@ def _key(value: Any) -> str | None:
     if isinstance(value, sympy.Tuple):
         return _joined("tuple", map(_key, value))
     if isinstance(value, sympy.FiniteSet):
-        keys = list(map(_key, value))
+        unknowns = {each.lhs for each in value if isinstance(each, sympy.Equality)}
+        keys = [_named_key(each) if len(unknowns) > 1 else _key(each) for each in value]
         return keys[0] if len(keys) == 1 else _joined("set", keys, ordered=False)
     if isinstance(value, sympy.Interval):
         ends = f"{'(' if value.left_open else '['}{')' if value.right_open else ']'}"
@@ -81,6 +82,13 @@ def _key(value: Any) -> str | None:
     return "the empty set" if value is sympy.S.EmptySet else None
 
 
+def _named_key(value: Any) -> str | None:
+    """Return the key of one of several equations, "x = 2" being no other's "y = 2"."""
+    if not isinstance(value, sympy.Equality) or not value.lhs.is_Symbol:
+        return _key(value)
+    return _joined(f"{value.lhs.name} =", [_key(value.rhs)])
+
+
 def _joined(kind: str, keys: Iterable[str | None], *, ordered: bool = True) -> str | None:
     parts = list(keys)
     known = [part for part in parts if part is not None]
@@ -90,7 +98,10 @@ def _joined(kind: str, keys: Iterable[str | None], *, ordered: bool = True) -> s
 
 
 def _expression_key(expression: Any) -> str | None:
-    expression = _complex(expression).doit()
+    expression = _complex(expression)
+    # Decimals as they are written, before anything is computed with their binary approximations.
+    decimals = {number: sympy.nsimplify(number, rational=True) for number in expression.atoms(sympy.Float)}
+    expression = expression.xreplace(decimals).doit()
     if expression.has(sympy.nan, sympy.zoo):
         return None
     if expression.is_infinite:
@@ -123,12 +134,9 @@ def _digits(number: Any) -> str | None:
     parts = value.as_real_imag()
     if not all(part.is_Float or part.is_Rational for part in parts):
         return None
-    if (
-        parts[1] == 0
-        and abs(parts[0] - round(parts[0])) < 10 ** -(_WORKING_DIGITS // 2)
-        and abs(parts[0]) < 10**_DIGITS
-    ):
-        return str(round(parts[0]))  # A logarithm of a power, say: whole, though not in SymPy's eyes.
+    whole = round(parts[0]) if parts[1] == 0 and abs(parts[0]) < 10**_DIGITS else 0
+    if whole and abs(parts[0] - whole) < 10 ** -(_WORKING_DIGITS // 2):
+        return str(whole)  # A logarithm of a power, say: whole, though not in SymPy's eyes.
     scale = max(abs(part) for part in parts)
     # A part that is 0 but for rounding has no digits worth comparing.
     rounded = [sympy.Integer(0) if abs(part) < scale * 10**-_DIGITS else part.evalf(_DIGITS) for part in parts]
@@ -144,7 +152,7 @@ def _coordinate(name: str, point: int) -> Any:
     """Return a number between 1/2 and 3/2; at the points after the first, of either sign."""
     digest = hashlib.sha256(f"{point} {name}".encode()).digest()
     size = sympy.Rational(int.from_bytes(digest[:4], "little"), 2**32) + sympy.Rational(1, 2)
-    return -size if point and digest[4] % 2 else size
+    return -size if point == 1 or (point and digest[4] % 2) else size
 
 
 def _equation_key(equation: Any) -> str | None:

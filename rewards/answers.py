@@ -10,7 +10,7 @@ from collections import deque
 from fractions import Fraction
 
 _NUMBER = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
-_FRACTION = r"\\[dt]?frac\{-?[0-9]+\}\{-?[0-9]+\}|[0-9]+/[0-9]+"
+_FRACTION = r"\\[dt]?frac\{-?[0-9]+\}\{-?[0-9]+\}|(?:[0-9]{1,9} )?[0-9]+/[0-9]+"
 
 _MARKED = re.compile(r"####([^\n]*)")
 # "#### 3" and "#### $1,200 dollars" state an answer; "#### 3. Add them up" is a Markdown heading.
@@ -108,7 +108,7 @@ def _marked(text: str) -> str | None:
     text = text.rstrip()
     last = None
     for match in _MARKED.finditer(text):
-        content = match[1].strip()
+        content = match[1].strip().strip("*_`").strip()
         if content and (match.end() == len(text) or _MARKED_NUMBER.fullmatch(content.translate(_MINUS_SIGNS))):
             last = content
     return last

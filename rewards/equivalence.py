@@ -38,6 +38,12 @@ _known: dict[str, str] = {}
 _lock = threading.Lock()
 
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?|-?[0-9]+/[0-9]+")
+_MIXED = re.compile(r"(-?)([0-9]{1,9}) ([0-9]{1,9})/([0-9]{1,9})")
+_PARTS = re.compile(r"(.*[^\\\s])\s*\\?%")
+_IN_WORDS = re.compile(r"\s*per ?cent$")
+_CLOCK = re.compile(r"(?i)(?<![a-z\\])[ap]\.?m(?![a-z])")
+_QUANTITIES = re.compile(r"[0-9}]\s*\\(?:text|mbox|mathrm)\s*\{(?!\s*(?:and|or)\s*\})[^{}]*\}\s*\\?[^\s^.]")
+_THOUSANDS = re.compile(r"(?<![0-9,])[0-9]{1,3}(?:,[0-9]{3})+(?=\s*/)")
 _PERCENT = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?\\?%")
 _SHORT_FRACTION = re.compile(r"\\[dt]?frac\s*([0-9])\s*([0-9])(?![0-9])")
 _LETTER = re.compile(r"\(?([A-Za-z])\)?")
@@ -47,14 +53,19 @@ _LATEX = str.maketrans(
 )
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _FUNCTIONS = "arccos arcsin arctan cos cosh cot csc exp gcd lcm ln log max min sec sin sinh tan tanh"
-_MATHEMATICAL_WORDS = frozenset(f"{_FUNCTIONS} cup frac inf infty int mod or pi sqrt sum".split())
+_MATHEMATICAL_WORDS = frozenset(f"{_FUNCTIONS} frac inf infty int mod or pi sqrt sum".split())
 _BARE_COMMAND = re.compile(rf"(?<![A-Za-z\\])(?=(?:{_FUNCTIONS.replace(' ', '|')}|pi|infty)(?![A-Za-z]))")
 # math-verify reads "2(3)" as the mixed number 2 + 3. But "\log_2(8)" and "\sin^2(x)" are no products.
 _JUXTAPOSED = re.compile(r"((?<![_^0-9])[0-9]+|\))\s*(?=\()")
 _REPEATING = re.compile(r"(-?)([0-9]*)\.([0-9]{0,50})\\overline\{([0-9]{1,50})\}")
-# "5 cm", "15 inches^2", "\frac{1}{2} of an hour"; "7 pm" is a time.
+# "5 cm", "15 inches^2", "\frac{1}{2} of an hour"; "3 million" is another number.
+_NO_UNITS = (
+    "million|billion|trillion|thousand|hundred|dozen|squared|cubed|hal(?:f|ves)|thirds?|quarters?|fourths?|fifths?|sixths?"
+    "|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?|percent|factorial|points?"
+)
 _UNIT = re.compile(
-    rf"(?<=[0-9}}])\s*(?!(?:am|pm|{'|'.join(_MATHEMATICAL_WORDS)})\b)(?:[A-Za-z]{{2,}}+[ .]*+)++(?:\^\{{?[0-9]\}}?)?$"
+    rf"(?<=[0-9}}])\s*(?!(?:{_NO_UNITS}|{'|'.join(_MATHEMATICAL_WORDS)})\b)"
+    r"(?:(?:[A-Za-z]{2,}+[ .]*+)++|\\(?:text|mbox|mathrm)\s*\{[^{}]*\})(?:\^\{?[0-9]\}?)?$"
 )
 _TWO_NUMBERS = re.compile(r"[0-9] +[0-9]")
 _IN_OTHER_BASE = re.compile(r"[0-9A-Za-z]+_\{?[0-9]+\}?")
@@ -84,7 +95,7 @@ async def equivalence_keys(answers: Sequence[str]) -> list[str]:
 async def _key(answer: str) -> tuple[str, bool]:
     """Return the key of an answer, and whether it would be the same another time."""
     if len(answer) <= LONGEST:
-        answer = _bare(answer)
+        answer = _bare(_IN_WORDS.sub("%", answer))
     text = canonical(answer)
     if (plain := _plain_key(answer, text)) is not None:
         return plain, True
@@ -100,6 +111,9 @@ async def _key(answer: str) -> tuple[str, bool]:
 
 def _latex(answer: str) -> str:
     """Return an answer in the LaTeX that math-verify reads as it is meant."""
+    if match := _PARTS.fullmatch(answer):
+        answer = rf"\frac{{{match[1]}}}{{100}}"
+    answer = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), answer)
     return _JUXTAPOSED.sub(r"\1\\cdot ", _BARE_COMMAND.sub(r"\\", answer.translate(_LATEX)))
 
 
@@ -111,7 +125,11 @@ def _bare(answer: str) -> str:
         if min(depths) < 1:  # The first brace is closed before the end: "{1}{2}".
             break
         text = text[1:-1].strip()
-    return _UNIT.sub("", text)
+    if _CLOCK.search(text):
+        return text
+    bare = _UNIT.sub("", text)
+    # Not of "3 hours 5 minutes": what is left would be another quantity.
+    return text if set(map(str.lower, _WORD.findall(_TEXT_GROUP.sub(",", bare)))) - _MATHEMATICAL_WORDS else bare
 
 
 def _plain_key(answer: str, text: str) -> str | None:
@@ -120,6 +138,11 @@ def _plain_key(answer: str, text: str) -> str | None:
         return text
     if len(answer) > LONGEST:
         return text.casefold()
+    if _CLOCK.search(answer) or _QUANTITIES.search(answer):
+        return text.casefold()
+    if match := _MIXED.fullmatch(text):
+        sign, whole, top, bottom = match.groups()
+        return canonical(f"{sign}{int(whole) * int(bottom) + int(top)}/{bottom}") if int(bottom) else text
     if match := _PERCENT.fullmatch(text):
         sign, whole, digits = match.groups("")
         return canonical(f"{sign}{whole}{digits}e-{2 + len(digits)}")

@@ -44,7 +44,7 @@ class JSONSchema(PointwiseReward):
                 documents are not followed.
 
         Raises:
-            RewardSpecError: The schema is none, or refers to another document.
+            RewardSpecError: The schema is none. A reference that leads nowhere shows only when it is followed.
         """
         from jsonschema import SchemaError
 

@@ -123,6 +123,10 @@ def register(
             raise RewardSpecError(f"{source!r:.80} cannot be reward {name!r}: it is no Reward subclass and no function")
         else:
             entry.wrap({})  # refuses what cannot be called with one argument
+            try:
+                _ = entry.parameters
+            except (TypeError, ValueError) as error:
+                raise RewardSpecError(f"{source!r:.80} cannot be reward {name!r}: {error}") from error
         with _lock:
             known = _registry.get(name)
             if known is not None and known.source is not source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections import defaultdict
@@ -56,8 +57,9 @@ class VotingReward(Reward):
         return await score_drawn(completions, lambda drawn: self._judge(prompt, drawn, {}))
 
     def session(self) -> Reward:
-        """Return a reward that keeps the votes of one run, with ``accumulate``; otherwise this one."""
-        return _Run(self) if self._accumulate else self
+        """Return a copy, which with ``accumulate`` keeps the votes of one run."""
+        reward = copy.copy(self)
+        return _Run(reward) if self._accumulate else reward
 
     async def _judge(self, prompt: Prompt, drawn: list[Completion], tally: dict[str, _Votes]) -> list[float | None]:
         """Add the votes of a group to the tally, which is changed, then judge the group by it."""
@@ -94,6 +96,7 @@ class _Run(Reward):
         tally = dict(self._earlier)
         verdicts = await score_drawn(completions, lambda drawn: self._reward._judge(prompt, drawn, tally))
         self._tally = tally
+        self.problems = self._reward.problems
         return verdicts
 
     def answer(self, completion: Completion) -> str | None:

@@ -36,6 +36,12 @@ from rewards import MathAnswer, SelfConsistency, equivalence, equivalence_keys
         ["10^{50}", "1" + "0" * 50],
         [r"90^\circ", "90", "90°", "90 degrees"],
         ["1" * 10_000, "0" + "1" * 10_000 + ".0"],
+        ["2 1/2", r"1\frac{3}{2}", "2.5", "5/2 cups"],
+        [r"1/2\%", "0.005", "0.5 percent"],
+        ["2^{1.5}", r"2\sqrt2"],
+        [r"5\text{ cm}", "5 cm", "5 cm^2", r"5\mbox{ cm}^2", "5"],
+        ["x=2,y=3", "y=3, x=2"],
+        ["1,234/2", "617"],
         [r"\log_2(8)", "3", r"\frac{\ln 8}{\ln 2}"],
     ],
     ids=lambda answers: answers[0][:20],
@@ -58,6 +64,28 @@ async def test_different_values_have_different_keys() -> None:
     ]  # fmt: skip
     keys = await equivalence_keys(answers)
     assert len(set(keys)) == len(answers), sorted(zip(keys, answers, strict=True))
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["2 1/2 cups", "1/2 cup", "2"],
+        [r"1/2\%", "1/2", "50"],
+        [r"2 \text{ hours } 15 \text{ minutes}", r"2 \text{ hours } 45 \text{ minutes}", "2"],
+        ["3 hours 5 minutes", "3 hours 5 seconds", "3"],
+        ["5 PM", "5 AM", "5"],
+        ["3 million", "3 dozen", "3"],
+        ["x=2,y=3", "x=3,y=2"],
+        ["e^{-50}", "e^{-100}", "0"],
+        ["|n|+1", "n+1"],
+        ["5m", "5g", "5"],
+        ["1,234/5", r"\{1,46.8\}"],
+    ],
+    ids=lambda answers: answers[0],
+)
+async def test_answers_that_only_look_alike_have_different_keys(answers: list[str]) -> None:
+    keys = await equivalence_keys(answers)
+    assert len(set(keys)) == len(answers), dict(zip(answers, keys, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -229,3 +229,17 @@ async def _never(completion: Completion) -> float:
 def test_what_cannot_run_in_a_process_is_refused(function: Any, message: str) -> None:
     with pytest.raises(RewardSpecError, match=message):
         FunctionReward(function, process=True)
+
+
+async def test_a_function_that_hangs_holds_up_no_other() -> None:
+    released = threading.Event()
+    hung = FunctionReward(lambda c: released.wait(30), timeout=0.1)
+    with pytest.raises(RewardTimeoutError):
+        await asyncio.gather(*(hung.score("q", [A]) for _ in range(40)))
+    assert await FunctionReward(lambda c: 1.0, timeout=10).score("q", [A]) == [1.0]
+    released.set()
+
+
+async def test_stop_iteration_is_a_failure_like_any_other() -> None:
+    with pytest.raises(RewardError, match="failed: RuntimeError: StopIteration"):
+        await FunctionReward(lambda c: next(iter(())), timeout=10).score("q", [A])

@@ -290,6 +290,19 @@ async def test_keyword_only_parameters_of_a_function_are_arguments() -> None:
         build(mentions)
 
 
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [("exact_match:gold=21", "21"), ("exact_match:gold=true,ignore_case=true", "TRUE"), ("regex:pattern=[12]", "2")],
+)
+async def test_text_that_looks_like_json_is_text_where_text_is_wanted(spec: str, text: str) -> None:
+    assert await build(spec).score("q", [Completion(text=text)]) == [1.0]
+
+
+def test_what_has_no_signature_is_refused_at_once() -> None:
+    with pytest.raises(RewardSpecError, match="cannot be reward 'smallest'"):
+        register("smallest")(min)
+
+
 def test_registering_twice() -> None:
     assert register("constant")(Constant) is Constant
     assert register("constant")(Constant) is Constant

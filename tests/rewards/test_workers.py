@@ -118,6 +118,26 @@ async def test_a_process_that_dies_costs_one_call(make: Any) -> None:
         await workers.call(4)
 
 
+async def test_an_idle_process_that_was_killed_costs_nobody_anything(make: Any) -> None:
+    workers = make("os:getpid")
+    pid = await workers.call()
+    os.kill(pid, signal.SIGKILL)
+    assert await workers.call() != pid
+
+
+def disarm(seconds: float) -> None:
+    signal.alarm(0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    time.sleep(seconds)
+
+
+async def test_no_function_can_switch_its_limit_off(make: Any) -> None:
+    began = time.perf_counter()
+    with pytest.raises(RewardTimeoutError):
+        await make(disarm, seconds=0.3).call(60)
+    assert time.perf_counter() - began < 30
+
+
 async def test_cancelling_a_call_kills_its_process_alone(make: Any) -> None:
     workers = make("time:sleep", size=2)
     hung = asyncio.create_task(workers.call(60))

@@ -86,7 +86,8 @@ class _Entry:
 
 
 _registry: dict[str, _Entry] = {}
-_lock = threading.RLock()  # re-entrant: loading a plugin registers its rewards
+_lock = threading.Lock()
+_plugins_lock = threading.RLock()  # Another one, so that a plugin that is being imported elsewhere can register.
 _plugins_loaded = False
 
 
@@ -220,7 +221,7 @@ def _load_plugins() -> None:
     """Load the entry points once. A plugin that fails is named in a warning and otherwise as if it were not there."""
     global _plugins_loaded
     failures: list[str] = []
-    with _lock:
+    with _plugins_lock:
         if _plugins_loaded:
             return
         _plugins_loaded = True
@@ -229,7 +230,9 @@ def _load_plugins() -> None:
         for point in metadata.entry_points(group=ENTRY_POINTS):
             try:
                 plugin = point.load()
-                if not inspect.ismodule(plugin) and all(entry.source is not plugin for entry in _registry.values()):
+                if not inspect.ismodule(plugin) and all(
+                    entry.source is not plugin for entry in list(_registry.values())
+                ):
                     register(point.name)(plugin)
             except Exception as error:
                 origin = f"{point.value} of {point.dist.name}" if point.dist else point.value

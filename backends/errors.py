@@ -33,3 +33,35 @@ class ContextLengthError(PromptError):
 
 class BackendClosedError(BackendError):
     """The backend was used after `aclose`."""
+
+
+class EndpointError(BackendError):
+    """A request to a model's server failed.
+
+    Attributes:
+        status: HTTP status of the answer, where there was one.
+        retryable: Whether the same request may succeed if it is sent again.
+        retry_after: Seconds after which the server wants to be asked again, where it said so.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        """Keep what a retry has to know; the message names the request."""
+        super().__init__(message)
+        self.status = status
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+
+class QueueFullError(BackendError):
+    """Too much work is waiting for a place already; nothing was sent."""
+
+
+class BudgetExceededError(BackendError):
+    """The tokens that were allowed are used up; nothing was sent."""

@@ -1,0 +1,81 @@
+"""A backend around another one, which passes everything on: the base of retries, limits, metering and tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from backends.base import Backend, Capabilities, Completion, Prompt, SamplingParams, State
+from backends.tokenization import Tokenization
+
+
+class BackendWrapper:
+    """Passes every call on; a wrapper overrides those that it has something to do with.
+
+    States go through unchanged, so a wrapped backend and the bare one can go on from each other's.
+
+    Args:
+        inner: The backend that does the work. Closing the wrapper closes it.
+    """
+
+    def __init__(self, inner: Backend) -> None:
+        """Keep the backend."""
+        self.inner = inner
+
+    @property
+    def name(self) -> str:
+        """The model's name; see `Backend.name`."""
+        return self.inner.name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend can do; see `Backend.capabilities`."""
+        return self.inner.capabilities
+
+    @property
+    def tokenization(self) -> Tokenization | None:
+        """What tokens mean to the model; see `Backend.tokenization`."""
+        return self.inner.tokenization
+
+    async def begin(self, prompt: Prompt, *, max_tokens: int, params: SamplingParams) -> State:
+        """Return the empty response to a prompt; see `Backend.begin`."""
+        return await self.inner.begin(prompt, max_tokens=max_tokens, params=params)
+
+    async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
+        """Draw n successors of a state; see `Backend.extend`."""
+        return await self.inner.extend(state, n, tokens=tokens, seed=seed)
+
+    async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+        """Complete each state n times; see `Backend.rollout`."""
+        return await self.inner.rollout(states, n, seed=seed)
+
+    def adopt(self, state: State, others: Sequence[State]) -> list[State]:
+        """Return states for partial responses that another backend has drawn; see `Backend.adopt`."""
+        return self.inner.adopt(state, others)
+
+    async def score(self, states: Sequence[State], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
+        """Return the log-probabilities of completions (nats); see `Backend.score`."""
+        return await self.inner.score(states, completions)
+
+    async def aclose(self) -> None:
+        """Close the backend; see `Backend.aclose`."""
+        await self.inner.aclose()
+
+    async def __aenter__(self) -> Self:
+        """Enter the backend; return the wrapper."""
+        await self.inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the backend, which closes it."""
+        await self.inner.__aexit__(kind, error, trace)
+
+    def __repr__(self) -> str:
+        """Name the wrapper and what it wraps, as it is nested."""
+        return f"{type(self).__name__}({self.inner!r})"
+
+
+_: type[Backend] = BackendWrapper

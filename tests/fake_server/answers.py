@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tests.fake_server.models import Drawn, Entry, Model, Sampling, Step
@@ -29,6 +29,8 @@ class Answers:
     model: Model
     profile: Profile
     processed: bool
+    texts: dict[int, str] = field(default_factory=dict, repr=False)
+    """Of single tokens, as they come up."""
 
     async def completion(self, request: CompletionRequest, request_id: str) -> dict[str, Any]:
         """Return the answer to a request to /v1/completions."""
@@ -266,7 +268,12 @@ class Answers:
         }
 
     def _text(self, token: int, as_ids: bool) -> str:
-        return f"token_id:{token}" if as_ids else self.model.decode([token], skip_special=False)
+        if as_ids:
+            return f"token_id:{token}"
+        text = self.texts.get(token)
+        if text is None:
+            text = self.texts[token] = self.model.decode([token], skip_special=False)
+        return text
 
     def _frame(self, kind: str, name: str, choices: list[dict[str, Any]], prompt: int, drawn: int) -> dict[str, Any]:
         usage: dict[str, Any] = {"prompt_tokens": prompt, "total_tokens": prompt + drawn, "completion_tokens": drawn}

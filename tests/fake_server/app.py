@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from email.utils import formatdate
+from typing import Any
 
 from tests.fake_server.answers import Answers
+from tests.fake_server.faults import Asked, Fault, FaultPlan
 from tests.fake_server.models import Model
 from tests.fake_server.profiles import PROFILES, ApiError, Profile, ProfileName
 from tests.fake_server.records import Record, Records
@@ -23,19 +26,22 @@ from tests.fake_server.requests import (
     check_messages,
     parse,
 )
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-T = TypeVar("T")
+from tests.fake_server.wire import (
+    ClientGoneError,
+    Headers,
+    Receive,
+    Send,
+    encode,
+    gone,
+    read,
+    send_part,
+    send_whole,
+    until_gone,
+)
 
 VERSION = "0.32.0"
 """Of the vLLM that is imitated."""
 _CREATED = 1_700_000_000
-
-
-class _ClientGoneError(Exception):
-    """The client went away; nobody wants the answer."""
 
 
 class FakeApp:
@@ -48,6 +54,7 @@ class FakeApp:
         max_logprobs: Most alternatives at each position, -1 for the whole vocabulary; by default the profile's.
         end_in_logprobs: Whether the token that ends a response has a log-probability; by default the profile's.
         api_key: What clients must send as bearer key; None lets everybody in.
+        faults: What goes wrong on purpose; another plan may take its place at any time.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class FakeApp:
         max_logprobs: int | None = None,
         end_in_logprobs: bool | None = None,
         api_key: str | None = None,
+        faults: FaultPlan | None = None,
     ) -> None:
         """Lay out the paths."""
         if profile not in PROFILES:
@@ -70,6 +78,7 @@ class FakeApp:
             chosen = replace(chosen, end_in_logprobs=end_in_logprobs)
         self.profile: Profile = chosen
         self.model = model
+        self.faults = faults
         self.records = Records()
         self.failures: list[Exception] = []
         """Mistakes of this server's own; there must be none."""
@@ -94,7 +103,7 @@ class FakeApp:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         assert scope["type"] == "http"
-        raw = await _read(receive)
+        raw = await read(receive)
         if raw is None:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -107,7 +116,7 @@ class FakeApp:
         record = self.records.begin(method=scope["method"], path=scope["path"], headers=headers, body=body)
         try:
             await self._serve(record, headers, problem, receive, send)
-        except _ClientGoneError:
+        except ClientGoneError:
             record.aborted = True
         finally:
             self.records.end(record)
@@ -116,14 +125,49 @@ class FakeApp:
         self, record: Record, headers: dict[str, str], problem: str | None, receive: Receive, send: Send
     ) -> None:
         request_id = headers.get("x-request-id") or uuid.uuid4().hex
-        work = self._answer(record, headers, problem, request_id)
-        if self.model.instant:
-            status, answer = await work
-        else:
-            status, answer = await _until_gone(work, receive)
         extra = [(b"x-request-id", request_id.encode("latin-1"))]
+        fault = None
+        if self.faults is not None:
+            fault = self.faults.decide(Asked(index=record.index, path=record.path, body=record.body))
+        if fault is not None:
+            record.fault = fault.kind
+            if fault.error is not None:
+                status, message = fault.error
+                record.status = status
+                body = ApiError(status, message, kind=fault.kind).body(self.profile)
+                await send_whole(send, status, encode(body), [*extra, *_retry_after(fault)])
+                return
+            if fault.kind == "hang":
+                await gone(receive)
+                raise ClientGoneError
+            if fault.kind == "slow":
+                await until_gone(asyncio.sleep(fault.delay), receive)
+        work = self._answer(record, headers, problem, request_id)
+        status, answer = await (work if self.model.instant else until_gone(work, receive))
         record.status = status
-        await _send(send, status, _encode(answer), extra)
+        if fault is None:
+            await send_whole(send, status, encode(answer), extra)
+        else:
+            await self._spoil(fault, record, answer, receive, send, extra)
+
+    async def _spoil(
+        self, fault: Fault, record: Record, answer: Any, receive: Receive, send: Send, extra: Headers
+    ) -> None:
+        """Send an answer with a fault in it; note none where it made no difference."""
+        assert record.status is not None
+        body = encode(answer)
+        if fault.kind in ("reset", "truncated"):
+            reset = fault.kind == "reset"
+            await send_part(send, receive, record.status, body, extra, sent=fault.sent, reset=reset)
+            return
+        spoiled = body
+        if fault.kind == "malformed_json":
+            spoiled = body[: len(body) // 2]
+        elif record.status == 200 and isinstance(answer, dict) and "choices" in answer:
+            spoiled = encode(fault.alter(answer))
+        if spoiled == body and fault.kind != "slow":
+            record.fault = None
+        await send_whole(send, record.status, spoiled, extra)
 
     async def _answer(
         self, record: Record, headers: dict[str, str], problem: str | None, request_id: str
@@ -196,7 +240,7 @@ class FakeApp:
         request: TokenizeRequest = parse(TokenizeRequest, body, self.profile)
         self._check_model(request.model)
         if request.messages is not None:
-            check_messages(request.messages, request.continue_final_message, "add_generation_prompt" in body)
+            check_messages(request.messages, request.continue_final_message, request.add_generation_prompt)
             ids = self.model.render(
                 [{"role": message.role, "content": message.content} for message in request.messages],
                 generation_prompt=request.add_generation_prompt,
@@ -233,50 +277,9 @@ class FakeApp:
         return {"version": VERSION}
 
 
-async def _read(receive: Receive) -> bytes | None:
-    """Return the whole body, None if the client went away before it was there."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-async def _until_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """Await some work, and stop it when the client goes away.
-
-    Raises:
-        _ClientGoneError: It did.
-    """
-    doing = asyncio.create_task(work)
-    watching = asyncio.create_task(_gone(receive))
-    try:
-        await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            raise _ClientGoneError
-        return doing.result()
-    finally:
-        doing.cancel()
-        watching.cancel()
-        await asyncio.gather(doing, watching, return_exceptions=True)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _encode(answer: Any) -> bytes:
-    if answer is None:
-        return b""
-    return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-async def _send(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    size = str(len(body)).encode()
-    start = [(b"content-type", b"application/json"), (b"content-length", size), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": start})
-    await send({"type": "http.response.body", "body": body})
+def _retry_after(fault: Fault) -> Headers:
+    if fault.retry_after is None:
+        return []
+    if fault.as_date:
+        return [(b"retry-after", formatdate(math.ceil(time.time() + fault.retry_after), usegmt=True).encode())]
+    return [(b"retry-after", f"{fault.retry_after:g}".encode())]

@@ -13,6 +13,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from tests.fake_server.app import FakeApp
+from tests.fake_server.faults import FaultPlan
 from tests.fake_server.models import Model
 from tests.fake_server.profiles import ProfileName
 from tests.fake_server.records import Records
@@ -95,6 +96,15 @@ class FakeServer:
     def records(self) -> Records:
         """What it was asked."""
         return self._app.records
+
+    @property
+    def faults(self) -> FaultPlan | None:
+        """What goes wrong on purpose; another plan may take its place at any time."""
+        return self._app.faults
+
+    @faults.setter
+    def faults(self, plan: FaultPlan | None) -> None:
+        self._app.faults = plan
 
     def wait_idle(self, timeout: float = _PATIENCE) -> None:
         """Block until no request is under way.

@@ -16,7 +16,7 @@ from backends.base import (
     SamplingParams,
     State,
 )
-from backends.catalog import ModelInfo, available, load
+from backends.catalog import ModelInfo, available, connect, load
 from backends.errors import (
     BackendClosedError,
     BackendError,
@@ -56,5 +56,6 @@ __all__ = [
     "TokenizerMismatchError",
     "UnknownModelError",
     "available",
+    "connect",
     "load",
 ]

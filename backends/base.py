@@ -39,6 +39,8 @@ class SamplingParams:
         top_k: Only this many most probable tokens are kept; 0 keeps all.
         stop: Strings that end a sequence wherever they occur; they are not part of its text.
         confidence: Whether states and completions are to tell their `Confidence`; it changes nothing that is drawn.
+        logprobs: Whether completions are to tell their log-probability; a server that need not sends a fraction of
+            the bytes. It changes nothing that is drawn.
     """
 
     temperature: float = 1.0
@@ -46,6 +48,7 @@ class SamplingParams:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     confidence: bool = False
+    logprobs: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -62,6 +65,11 @@ class SamplingParams:
     def truncated(self) -> bool:
         """Whether some tokens can never be drawn (top-p, top-k or greedy decoding)."""
         return self.top_p < 1 or self.top_k > 0 or self.greedy
+
+    @property
+    def plain(self) -> bool:
+        """Whether the sampled distribution is the model's own: temperature 1, and no truncation."""
+        return self.temperature == 1 and not self.truncated
 
     @property
     def greedy(self) -> bool:
@@ -114,6 +122,9 @@ class Capabilities:
         continue_prefix: Generation can go on from a partial response, so several steps are possible.
         logprobs: Completions carry their log-probability under the sampled distribution.
         score: Given token sequences can be scored under the sampled distribution.
+        tempered_logprobs: Log-probabilities of completions are known for all sampling parameters, and not only for plain
+            ones (temperature 1, no truncation).
+        tempered_score: The same of given token sequences.
         full_support: Nothing beyond the given parameters truncates what is drawn, such as a top-k of the server's own.
         seed: Draws are determined by the seed.
         chat: Prompts may be chat messages.
@@ -124,6 +135,8 @@ class Capabilities:
     continue_prefix: bool = True
     logprobs: bool = True
     score: bool = True
+    tempered_logprobs: bool = True
+    tempered_score: bool = True
     full_support: bool = True
     seed: bool = True
     chat: bool = True

@@ -1,17 +1,22 @@
-"""Backends by name: ``"tiny/qwen3"`` or ``"hf/ID_OR_PATH"``. Importing this module loads no model and no torch."""
+"""Backends by name: ``"tiny/qwen3"``, ``"hf/ID_OR_PATH"``, ``"vllm/MODEL@URL"``, … Importing this module loads no model."""
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from backends.base import Backend
+from backends.endpoints import addresses
 from backends.errors import BackendError, MissingExtraError, UnknownModelError
+from backends.pool import Pool
 
 _EMBEDDED = {"tiny/qwen3": "qwen3", "tiny/qwen3-small": "qwen3-small"}
 
@@ -36,25 +41,45 @@ class ModelInfo:
 def load(name: str, **options: Any) -> Backend:
     """Open a backend by name.
 
+    A model behind a server is asked at once what it can do; within a running event loop, `connect` does not block it.
+
     Args:
-        name: ``tiny/…`` is a model that ships with the package (`available` lists them), ``hf/ID_OR_PATH`` any causal
-            language model from the Hugging Face hub or a folder.
-        **options: For local models ``device``, ``dtype``, ``max_rows`` and more, see `backends.local.LocalBackend`.
+        name: One of
+
+            - ``tiny/…``: a model that ships with the package (`available` lists them).
+            - ``hf/ID_OR_PATH``: any causal language model from the Hugging Face hub or a folder.
+            - ``vllm/MODEL@URL``: a vLLM server, by default ``http://localhost:8000/v1``; the key is that of
+              ``VLLM_API_KEY``. Several addresses, with commas between them, make a `Pool`.
+            - ``openai/MODEL`` or ``openai/MODEL@URL``: any server that speaks OpenAI's protocol; the key is that of
+              ``OPENAI_API_KEY``, the address that of ``OPENAI_BASE_URL``, or OpenAI's own.
+            - ``litellm/PROVIDER/MODEL``: any provider of litellm, with the keys that it reads from the environment.
+        **options: For local models ``device``, ``dtype``, ``max_rows`` and more, see `backends.local.LocalBackend`; for
+            servers ``api_key``, ``retries``, ``max_concurrency``, ``timeout`` and more, see
+            `backends.openai.OpenAIBackend.connect`.
 
     Raises:
         UnknownModelError: No backend has this name, or no checkpoint is there.
         MissingExtraError: The packages that it needs are not installed.
+        EndpointError: The server cannot be reached.
     """
     if not isinstance(name, str):
         raise UnknownModelError(f"a model is given by name, not as {type(name).__name__}")
     if name in _EMBEDDED:
         return _load_local(embedded_path(name), name, options)
     kind, _, rest = name.partition("/")
-    if kind == "hf" and rest:
-        return _load_local(rest, name, options)
+    if rest and kind in _KINDS:
+        return _KINDS[kind](rest, options)
     close = difflib.get_close_matches(name, _EMBEDDED, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise UnknownModelError(f"no model is called {name!r}{hint} Allowed: {', '.join(_EMBEDDED)}, or hf/ID_OR_PATH")
+    raise UnknownModelError(
+        f"no model is called {addresses.shown(name)!r}{hint} Allowed: {', '.join(_EMBEDDED)}, hf/ID_OR_PATH, "
+        "vllm/MODEL@URL, openai/MODEL, litellm/PROVIDER/MODEL"
+    )
+
+
+async def connect(name: str, **options: Any) -> Backend:
+    """Open a backend by name without blocking the event loop; arguments and errors as for `load`."""
+    return await asyncio.to_thread(load, name, **options)
 
 
 def available() -> list[ModelInfo]:
@@ -78,12 +103,53 @@ def _load_local(source: str | Path, name: str, options: dict[str, Any]) -> Backe
     try:
         from backends.local import LocalBackend
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in {"torch", "transformers", "safetensors"}:
-            raise
-        raise MissingExtraError(
-            f"{name} runs on this machine and needs {error.name}: pip install 'ets-agent[local]'"
-        ) from error
-    allowed = set(signature(LocalBackend.from_pretrained).parameters) - {"source", "name"}
+        raise _missing(error, name, "local", {"torch", "transformers", "safetensors"}) from error
+    _check_options(name, options, signature(LocalBackend.from_pretrained).parameters, {"source", "name"})
+    return LocalBackend.from_pretrained(source, name=name, **options)
+
+
+def _load_hf(source: str, options: dict[str, Any]) -> Backend:
+    return _load_local(source, f"hf/{source}", options)
+
+
+def _load_server(kind: str, rest: str, options: dict[str, Any]) -> Backend:
+    model, urls = addresses.split(rest)
+    name = addresses.shown(f"{kind}/{rest}")
+    from backends.openai import OpenAIBackend, load_openai, load_vllm
+
+    _check_options(name, options, signature(OpenAIBackend.connect).parameters, {"model", "base_url", "name"})
+    open_one = load_vllm if kind == "vllm" else load_openai
+    if len(urls) < 2:
+        return open_one(model, *(urls or [None]), name=name, **options)
+    return Pool([open_one(model, url, name=addresses.shown(f"{kind}/{model}@{url}"), **options) for url in urls])
+
+
+def _load_litellm(model: str, options: dict[str, Any]) -> Backend:
+    name = f"litellm/{model}"
+    try:
+        from backends.litellm import LiteLLMBackend
+    except ModuleNotFoundError as error:
+        raise _missing(error, name, "litellm", {"litellm"}) from error
+    _check_options(name, options, signature(LiteLLMBackend).parameters, {"model", "name"})
+    return LiteLLMBackend(model, name=name, **options)
+
+
+_KINDS: dict[str, Callable[[str, dict[str, Any]], Backend]] = {
+    "hf": _load_hf,
+    "vllm": partial(_load_server, "vllm"),
+    "openai": partial(_load_server, "openai"),
+    "litellm": _load_litellm,
+}
+
+
+def _check_options(name: str, options: dict[str, Any], known: Iterable[str], own: set[str]) -> None:
+    allowed = set(known) - own
     if unknown := options.keys() - allowed:
         raise BackendError(f"{name} takes no option {sorted(unknown)[0]!r}; allowed: {', '.join(sorted(allowed))}")
-    return LocalBackend.from_pretrained(source, name=name, **options)
+
+
+def _missing(error: ModuleNotFoundError, name: str, extra: str, packages: set[str]) -> ImportError:
+    """Return what to raise where a module is not installed: the command, if it is one of an extra's packages."""
+    if error.name is None or error.name.partition(".")[0] not in packages:
+        return error
+    return MissingExtraError(f"{name} needs {error.name}: pip install 'ets-agent[{extra}]'")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends import Backend, CapabilityError, TokenizerMismatchError
+from backends import Backend, CapabilityError, SamplingParams, TokenizerMismatchError
 from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError
 
@@ -29,6 +29,32 @@ def check_proposal_settings(config: ETSConfig, *, proposal: bool) -> None:
             "temperature above 0, top_p 1 and top_k 0 for both, or a proposal_temperature, at which the proposal "
             "samples untruncated while the reference keeps its settings"
         )
+
+
+def check_weighing(config: ETSConfig, reference: Backend, proposal: Backend) -> None:
+    """Refuse settings under which the models' log-probabilities are not those of what they sample.
+
+    A server may tell them for temperature 1 alone, whatever it samples at; their ratio would be no importance weight.
+
+    Raises:
+        backends.CapabilityError: With what to do.
+    """
+    if not (config.sampling.plain or reference.capabilities.tempered_score):
+        raise CapabilityError(
+            f"{reference.name} scores given tokens at temperature 1 without truncation only, not at "
+            f"{_sampling(config.sampling)}: set temperature 1, top_p 1 and top_k 0 (the proposal may have a "
+            "proposal_temperature of its own), take a local reference, or leave the proposal out"
+        )
+    if not (config.proposal_sampling.plain or proposal.capabilities.tempered_logprobs):
+        raise CapabilityError(
+            f"{proposal.name} tells the log-probabilities of temperature 1 without truncation, but would sample at "
+            f"{_sampling(config.proposal_sampling)}, so its rollouts could not be weighed: set temperature 1, top_p 1 "
+            "and top_k 0, or have the server tell those of what it samples (vLLM: --logprobs-mode processed_logprobs)"
+        )
+
+
+def _sampling(params: SamplingParams) -> str:
+    return f"temperature {params.temperature:g}, top_p {params.top_p:g}, top_k {params.top_k}"
 
 
 def check_same_tokens(reference: Backend, proposal: Backend) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from backends import Backend, Completion, Prompt, State
+from backends import Backend, BudgetExceededError, Completion, Prompt, State
 from backends.base import row_seeds
 from ets_agent import chains, energy
 from ets_agent._group import Group, Rollout
@@ -100,7 +100,10 @@ class Run:
                 async for event in events:
                     yield event
         except _DeadlineError:
-            yield Finished(result=self._cut_short())
+            yield Finished(result=self._cut_short("timeout"))
+        except BudgetExceededError as error:
+            self._warnings.append(str(error))
+            yield Finished(result=self._cut_short("budget"))
 
     async def _steps_taken(self) -> AsyncGenerator[Event]:
         config = self._config
@@ -109,7 +112,8 @@ class Run:
             self._backend.begin(
                 self._prompt,
                 max_tokens=config.max_tokens,
-                params=replace(config.sampling, confidence="confidence" in self._reward.needs),
+                # The reference's own rollouts are not weighed, so nobody looks at their log-probabilities.
+                params=replace(config.sampling, confidence="confidence" in self._reward.needs, logprobs=False),
             )
         )
         if len(blocks) > 1:  # Otherwise there is nothing to roll out.
@@ -277,14 +281,14 @@ class Run:
     def _finished(self, state: State, rollout: Rollout) -> Result:
         return self._result(rollout.completion, rollout.reward, "stop" if state.finish_reason == "stop" else "length")
 
-    def _cut_short(self) -> Result:
+    def _cut_short(self, by: Literal["timeout", "budget"]) -> Result:
         """Return the last choice's best-weighted complete answer; the committed text where there is none yet."""
         if self._best is None:
-            return self._result(Completion(text=self._text, finish_reason="length"), None, "timeout")
-        return self._result(self._best.completion, self._best.reward, "timeout")
+            return self._result(Completion(text=self._text, finish_reason="length"), None, by)
+        return self._result(self._best.completion, self._best.reward, by)
 
     def _result(
-        self, completion: Completion, reward: float | None, finish_reason: Literal["stop", "length", "timeout"]
+        self, completion: Completion, reward: float | None, finish_reason: Literal["stop", "length", "timeout", "budget"]
     ) -> Result:
         log_normalizer, log_normalizer_error = self._log_normalizer
         return Result(

@@ -27,7 +27,7 @@ class RolloutTrace(_Record):
     reward: float | None
     """r(y, x_0); None where there was no verdict."""
     logprob: float | None
-    """Log-probability of the rollout's own tokens under the model that drew it (nats)."""
+    """Log-probability of the rollout's own tokens under the model that drew it (nats); None where it is not known."""
     log_ratio: float | None = None
     """log ρ: how much more probable they are under the reference (nats); None where no proposal has drawn them."""
     finish_reason: FinishReason
@@ -121,8 +121,8 @@ class Result(_Record):
     """The final answer that the reward reads in it."""
     reward: float | None
     """Its reward in the last step's group; None where there was no verdict."""
-    finish_reason: Literal["stop", "length", "timeout"]
-    """Why it ended; ``timeout`` means that the run was cut short."""
+    finish_reason: Literal["stop", "length", "timeout", "budget"]
+    """Why it ended; ``timeout`` and ``budget`` (a backend's tokens are used up) mean that the run was cut short."""
     steps: list[StepTrace]
     """One trace per step."""
     usage: Usage
@@ -145,8 +145,8 @@ class Result(_Record):
 
     @property
     def cut_short(self) -> bool:
-        """Whether the run ended before its last step by a deadline."""
-        return self.finish_reason == "timeout"
+        """Whether the run ended before its last step, by a deadline or a token budget."""
+        return self.finish_reason in ("timeout", "budget")
 
 
 class StepStarted(_Record):

@@ -13,7 +13,7 @@ import backends
 import rewards
 from backends import Backend, CapabilityError, Prompt
 from backends.base import row_seeds
-from ets_agent._proposal import check_proposal_settings, check_same_tokens
+from ets_agent._proposal import check_proposal_settings, check_same_tokens, check_weighing
 from ets_agent._run import Run
 from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError, RunningLoopError
@@ -229,6 +229,8 @@ class ETS:
                     f"reward {reward.name} needs {capability}, which {self._backend.name} cannot give"
                 )
         check_proposal_settings(config, proposal=self._proposal is not None)
+        if self._proposal is not None:
+            check_weighing(config, self._backend, self._proposal)
         for model in (self._backend, self._proposal):
             if model is not None and len(config.blocks) > 1 and not model.capabilities.continue_prefix:
                 raise CapabilityError(

@@ -69,7 +69,8 @@ def solve_command(
         for message in result.warnings:
             errors.warn(message)
         if result.cut_short:
-            errors.warn(f"cut short after {config.timeout:g} s; this is the best answer so far")
+            limit = f"after {config.timeout:g} s" if result.finish_reason == "timeout" else "by the token budget"
+            errors.warn(f"cut short {limit}; this is the best answer so far")
         if as_json:
             emit(result.model_dump_json(indent=2))
         else:

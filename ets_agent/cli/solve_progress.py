@@ -133,7 +133,7 @@ def summarise(result: Result) -> str:
         parts.append(f"rollouts by {result.proposal}")
     parts.append(f"seed {result.seed}")
     if result.cut_short:
-        parts.append("cut short by the timeout")
+        parts.append(f"cut short by the {result.finish_reason}")
     elif result.finish_reason == "length":
         parts.append("ended by max_tokens")
     return ", ".join(parts)

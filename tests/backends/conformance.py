@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from backends import Backend, BackendClosedError, BackendError, Completion, Prompt, PromptError, SamplingParams
+from backends import (
+    Backend,
+    BackendClosedError,
+    BackendError,
+    CapabilityError,
+    Completion,
+    Prompt,
+    PromptError,
+    SamplingParams,
+)
 
 Check = Callable[[Backend, Prompt], Awaitable[None]]
 
@@ -86,6 +95,12 @@ async def log_probabilities_agree_with_score(backend: Backend, prompt: Prompt) -
         middle = [state for state in await backend.extend(start, 3, tokens=4, seed=5) if not state.finished]
         states = [start, *middle]
         drawn = await backend.rollout(states, 3, seed=6)
+        if not (params.plain or backend.capabilities.tempered_logprobs):
+            assert all(completion.logprob is None for group in drawn for completion in group), "none is better than wrong"
+        if not (params.plain or backend.capabilities.tempered_score):
+            with pytest.raises(CapabilityError, match="temperature 1"):
+                await backend.score(states, drawn)
+            continue
         for completions, scores in zip(drawn, await backend.score(states, drawn), strict=True):
             for completion, score in zip(completions, scores, strict=True):
                 assert completion.logprob is not None
@@ -98,7 +113,7 @@ async def states_of_a_twin_can_be_adopted(backend: Backend, prompt: Prompt) -> N
     if backend.tokenization is None:
         pytest.skip("no tokens that others share")
     assert backend.tokenization.difference(backend.tokenization) is None
-    params = SamplingParams(temperature=1.5)
+    params = SamplingParams(temperature=1.5 if backend.capabilities.tempered_score else 1.0)
     start = await backend.begin(prompt, max_tokens=10, params=params)
     twin = await backend.begin(prompt, max_tokens=10, params=params)
     drawn = await backend.extend(start, 6, tokens=4, seed=1)

@@ -1,0 +1,347 @@
+"""`EndpointBackend`: the backend contract over a server, whatever dialect it speaks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from backends.base import (
+    Backend,
+    BackendContext,
+    Capabilities,
+    Completion,
+    Confidence,
+    FinishReason,
+    Prompt,
+    SamplingParams,
+    State,
+    check_budget,
+    check_prompt,
+    row_seeds,
+)
+from backends.endpoints.dialects import Dialect, Draw, EndpointState
+from backends.errors import BackendError, CapabilityError, ContextLengthError, EndpointError
+from backends.text import cut, settled
+from backends.tokenization import Tokenization
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_SCORED_TOGETHER = 32
+"""Most rollouts that one request has scored."""
+
+
+class EndpointBackend(BackendContext):
+    """A model behind a server.
+
+    States are plain values, so a response can be continued on any server of the model. What the server cannot do is
+    said by `capabilities`.
+
+    Args:
+        dialect: How to ask the server.
+        name: What to call the model; no credentials.
+    """
+
+    def __init__(self, dialect: Dialect, *, name: str) -> None:
+        """Send nothing yet."""
+        self._dialect = dialect
+        self._name = name
+
+    def __repr__(self) -> str:
+        """Name the model; the connection, and with it the key, stays out."""
+        return f"{type(self).__name__}({self._name!r})"
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What was found out about the server."""
+        return self._dialect.capabilities
+
+    @property
+    def tokenization(self) -> Tokenization | None:
+        """What the model's tokens mean, where the server tells."""
+        return self._dialect.tokenization
+
+    async def begin(self, prompt: Prompt, *, max_tokens: int, params: SamplingParams) -> State:
+        """Return the empty response to a prompt; see `backends.Backend.begin`.
+
+        Raises:
+            CapabilityError: The server would not follow the sampling parameters.
+            EndpointError: The server cannot be reached.
+        """
+        self._dialect.check_open()
+        check_prompt(prompt)
+        check_budget(max_tokens)
+        self._dialect.check(params)
+        if params.confidence and not self.capabilities.confidence:
+            raise CapabilityError(f"{self._name} gives no log-probabilities, so it cannot tell its confidence")
+        if params.confidence and not (params.plain or self._dialect.raw_logprobs):
+            raise CapabilityError(
+                f"{self._name} gives log-probabilities of what is sampled, so its own confidence is known at temperature "
+                "1 without truncation only; with vLLM, start the server without --logprobs-mode"
+            )
+        encoded = await self._dialect.encode(prompt)
+        if self._dialect.context is not None and len(encoded) + max_tokens > self._dialect.context:
+            raise ContextLengthError(
+                f"the prompt has {len(encoded)} tokens and max_tokens is {max_tokens}; "
+                f"{self._name} allows {self._dialect.context} together"
+            )
+        return EndpointState(
+            prompt=encoded,
+            params=params,
+            max_tokens=max_tokens,
+            confidence=Confidence(entropy=None, self_certainty=None) if params.confidence else None,
+        )
+
+    async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
+        """Draw n successors of a state; see `backends.Backend.extend`.
+
+        Raises:
+            EndpointError: A request failed for good.
+        """
+        self._dialect.check_open()
+        own = _own(state)
+        if tokens < 1 or n < 1:
+            raise BackendError(f"extend needs at least one state of at least one token, not {n} of {tokens}")
+        if own.finished:
+            return [own] * n
+        left = own.max_tokens - own.num_tokens
+        if tokens < left and not self.capabilities.continue_prefix:
+            raise CapabilityError(f"{self._name} cannot continue a prefix, so a response can only be drawn as a whole")
+        budget = min(tokens, left)
+        calls = self._draws(own, n, budget, row_seeds(seed, n), logprobs=own.params.confidence)
+        return [self._successor(own, draw) for rows in await _together(calls) for draw in rows]
+
+    async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+        """Complete each state n times; see `backends.Backend.rollout`.
+
+        A request that fails for good gives completions marked as failed; where all of them do, the error is raised.
+        """
+        self._dialect.check_open()
+        if n < 1:
+            raise BackendError(f"rollout needs at least one completion per state, not {n}")
+        own = [_own(state) for state in states]
+        calls: list[list[Coroutine[Any, Any, list[Draw]]]] = [
+            []
+            if state.finished
+            else self._draws(
+                state,
+                n,
+                state.max_tokens - state.num_tokens,
+                row_seeds(seed, n, index),
+                logprobs=state.params.confidence or (state.params.logprobs and self._knows_logprobs(state.params)),
+            )
+            for index, state in enumerate(own)
+        ]
+        outcomes = iter(await _settled([call for group in calls for call in group]))
+        return [
+            [_as_completion(state)] * n
+            if state.finished
+            else [
+                completion
+                for place, _ in enumerate(group)
+                for completion in self._completions(state, next(outcomes), self._rows(n, place))
+            ]
+            for state, group in zip(own, calls, strict=True)
+        ]
+
+    def adopt(self, state: State, others: Sequence[State]) -> list[State]:
+        """Return this backend's states for those of another; see `backends.Backend.adopt`.
+
+        States of another server of the same model are taken as they are; those of other backends need token ids.
+        """
+        own = _own(state)
+        adopted: list[State] = []
+        for other in others:
+            ids = other.token_ids
+            if isinstance(other, EndpointState) and other.prompt == own.prompt and other.raw is not None:
+                if not other.raw.startswith(own.raw or ""):
+                    raise BackendError(f"the text {other.raw!r} does not continue the state with {own.raw!r}")
+                adopted.append(replace(other, params=own.params, max_tokens=own.max_tokens, confidence=None))
+                continue
+            if self.tokenization is None:
+                raise CapabilityError(f"{self._name} takes no tokens, so it cannot go on from another model's state")
+            if ids[: len(own.token_ids)] != own.token_ids or len(ids) != other.num_tokens:
+                raise BackendError(f"the tokens {ids} do not continue the state with {own.token_ids}")
+            adopted.append(
+                replace(
+                    own,
+                    text=other.text,
+                    num_tokens=len(ids),
+                    token_ids=ids,
+                    finish_reason=other.finish_reason,
+                    raw=None if ids else "",
+                    confidence=None,
+                )
+            )
+        return adopted
+
+    async def score(self, states: Sequence[State], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
+        """Return the log-probabilities of completions; see `backends.Backend.score`.
+
+        Raises:
+            CapabilityError: The server does not score, or not under these sampling parameters.
+        """
+        self._dialect.check_open()
+        own = [_own(state) for state in states]
+        for state in own:
+            self._check_scores(state.params)
+        chunks = [
+            (state, [c.token_ids for c in group[first : first + _SCORED_TOGETHER]])
+            for state, group in zip(own, completions, strict=True)
+            for first in range(0, len(group), _SCORED_TOGETHER)
+        ]
+        sums = await _together([self._score(state, rollouts) for state, rollouts in chunks])
+        flat = iter([total for chunk in sums for total in chunk])
+        return [[next(flat) for _ in group] for group in completions]
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._dialect.aclose()
+
+    def _rows(self, n: int, request: int) -> int:
+        """Return how many of n rows a request has."""
+        most = self._dialect.most_rows
+        return min(most, n - request * most)
+
+    def _draws(
+        self, state: EndpointState, n: int, tokens: int, seeds: Sequence[int], *, logprobs: bool
+    ) -> list[Coroutine[Any, Any, list[Draw]]]:
+        """Return the requests that draw n rows; the first row's seed is the request's.
+
+        Seeds are cut to 53 bits, which every JSON reader keeps, and to which a server can add the row's number.
+        """
+        most = self._dialect.most_rows
+        return [
+            self._dialect.draw(
+                state, min(most, n - first), tokens=tokens, seed=seeds[first] >> 11, logprobs=logprobs
+            )
+            for first in range(0, n, most)
+        ]
+
+    def _knows_logprobs(self, params: SamplingParams) -> bool:
+        """Whether the server tells log-probabilities under these parameters."""
+        return self.capabilities.logprobs and (params.plain or self.capabilities.tempered_logprobs)
+
+    def _check_scores(self, params: SamplingParams) -> None:
+        if not self.capabilities.score:
+            raise CapabilityError(f"{self._name} cannot score given tokens")
+        if not params.plain and not self.capabilities.tempered_score:
+            raise CapabilityError(
+                f"{self._name} scores given tokens at temperature 1 without truncation only, not at temperature "
+                f"{params.temperature:g}, top_p {params.top_p:g}, top_k {params.top_k}"
+            )
+
+    async def _score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[float]:
+        """Return the log-probabilities of rollouts; no tokens have 0, and unknown ones minus infinity."""
+        asked = [place for place, rollout in enumerate(rollouts) if rollout]
+        totals = [0.0] * len(rollouts)
+        if not asked:
+            return totals
+        try:
+            scored = await self._dialect.score(state, [rollouts[place] for place in asked])
+        except EndpointError as error:
+            if "out of vocabulary" not in str(error):
+                raise
+            if len(asked) == 1:
+                totals[asked[0]] = -math.inf
+                return totals
+            return [(await self._score(state, [rollout]))[0] for rollout in rollouts]
+        for place, logprobs in zip(asked, scored, strict=True):
+            totals[place] = math.fsum(logprobs) if -math.inf not in logprobs else -math.inf
+        return totals
+
+    def _successor(self, state: EndpointState, draw: Draw) -> EndpointState:
+        num_tokens = state.num_tokens + draw.num_tokens
+        stop = state.params.stop
+        reason: FinishReason | None = None
+        if draw.stopped:
+            reason = "stop"
+        elif num_tokens >= state.max_tokens:
+            reason = "length"
+        return replace(
+            state,
+            text=settled(draw.raw, stop) if reason is None else cut(draw.raw, stop),
+            num_tokens=num_tokens,
+            token_ids=state.token_ids + draw.token_ids,
+            finish_reason=reason,
+            raw=draw.raw,
+            split=draw.split,
+            confidence=_confidence(state, draw),
+        )
+
+    def _completions(self, state: EndpointState, outcome: list[Draw] | EndpointError, n: int) -> list[Completion]:
+        if isinstance(outcome, EndpointError):
+            return [Completion(text=state.text, finish_reason="error", error=str(outcome))] * n
+        return [
+            Completion(
+                text=cut(draw.raw, state.params.stop),
+                token_ids=draw.token_ids,
+                logprob=math.fsum(draw.logprobs)
+                if draw.logprobs is not None and self._knows_logprobs(state.params)
+                else None,
+                finish_reason="stop" if draw.stopped else "length",
+                confidence=_confidence(state, draw),
+            )
+            for draw in outcome
+        ]
+
+
+def _own(state: State) -> EndpointState:
+    if not isinstance(state, EndpointState):
+        raise BackendError(f"an endpoint cannot go on from a {type(state).__name__} of another backend")
+    return state
+
+
+def _as_completion(state: EndpointState) -> Completion:
+    assert state.finish_reason is not None
+    return Completion(text=state.text, logprob=0.0, finish_reason=state.finish_reason, confidence=state.confidence)
+
+
+def _confidence(state: EndpointState, draw: Draw) -> Confidence | None:
+    if state.confidence is None or draw.logprobs is None:
+        return None
+    own = Confidence(
+        num_tokens=draw.num_tokens, logprob=math.fsum(draw.logprobs), entropy=None, self_certainty=None
+    )
+    return state.confidence + own
+
+
+async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await calls at the same time; the first one to fail cancels the others, and is what is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _settled(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T | EndpointError]:
+    """Await calls at the same time; requests that failed give their error, unless all of them did."""
+
+    async def outcome(call: Coroutine[Any, Any, T]) -> T | EndpointError:
+        try:
+            return await call
+        except EndpointError as error:
+            return error
+
+    outcomes = await _together([outcome(call) for call in calls])
+    failures = [result for result in outcomes if isinstance(result, EndpointError)]
+    if failures and len(failures) == len(outcomes):
+        raise failures[0]
+    if failures:
+        _log.warning("%d of %d requests for rollouts failed, the first one: %s", len(failures), len(calls), failures[0])
+    return outcomes
+
+
+_: type[Backend] = EndpointBackend

@@ -1,0 +1,106 @@
+"""Text in, text out, as every completion server does it; a prefix is sent as text and tokenized anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from backends.base import Capabilities, Prompt, SamplingParams
+from backends.endpoints import replies
+from backends.endpoints.client import Client
+from backends.endpoints.dialects import Draw, EncodedPrompt, EndpointState, sampling_fields
+from backends.errors import CapabilityError, PromptError
+from backends.tokenization import Tokenization
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDialect:
+    """Plain text completions.
+
+    Attributes:
+        client: The connection.
+        model: The model's name on the server.
+        capabilities: What was found out about the server.
+        raw_logprobs: Whether the server's log-probabilities are those of the plain distribution.
+        most_rows: Most continuations of one request.
+    """
+
+    client: Client
+    model: str
+    capabilities: Capabilities
+    raw_logprobs: bool
+    most_rows: int
+
+    @property
+    def context(self) -> None:
+        """Not known: the server counts tokens, not we."""
+
+    @property
+    def tokenization(self) -> Tokenization | None:
+        """Not known."""
+        return None
+
+    def check(self, params: SamplingParams) -> None:
+        """Refuse what the protocol has no field for."""
+        refuse_top_k(params)
+
+    async def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Return a text as it is."""
+        if not isinstance(prompt, str):
+            raise PromptError(
+                f"{self.model} is asked for text completions and its chat template is not known: give the prompt as "
+                "text, or load the model with api='chat'"
+            )
+        return prompt
+
+    async def draw(self, state: EndpointState, n: int, *, tokens: int, seed: int, logprobs: bool) -> list[Draw]:
+        """Draw n continuations; see `Dialect.draw`."""
+        assert isinstance(state.prompt, str)
+        raw = state.raw or ""
+        body = {
+            "model": self.model,
+            "prompt": state.prompt + raw,
+            "n": n,
+            "max_tokens": tokens,
+            **sampling_fields(state.params),
+            **({"seed": seed} if self.capabilities.seed else {}),
+            **({"logprobs": 0} if logprobs else {}),
+        }
+        if n == 1:
+            del body["n"]
+        choices = await self.client.post(
+            "/completions", body, lambda answer: replies.completions(answer, n, logprobs=logprobs, ids=False)
+        )
+        return [as_draw(raw, choice, tokens) for choice in choices]
+
+    async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Refuse: text would be tokenized anew."""
+        raise cannot_score(self.model)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self.client.aclose()
+
+    def check_open(self) -> None:
+        """Refuse to be used after `aclose`."""
+        self.client.check_open()
+
+
+def as_draw(raw: str, choice: replies.Choice, tokens: int) -> Draw:
+    """Return a choice as a continuation of at most so many tokens of a text.
+
+    Where the server does not count them, one that stopped early is taken for as long as it could be.
+    """
+    count = tokens if choice.num_tokens is None else choice.num_tokens
+    return Draw(raw=raw + choice.text, num_tokens=count, stopped=choice.stopped, logprobs=choice.logprobs)
+
+
+def refuse_top_k(params: SamplingParams) -> None:
+    """Refuse top-k sampling, which OpenAI's protocol does not have."""
+    if params.top_k:
+        raise CapabilityError(f"this server has no top_k, which is {params.top_k}; allowed: 0")
+
+
+def cannot_score(model: str) -> CapabilityError:
+    """Return the error for a server that takes no tokens."""
+    return CapabilityError(f"{model} cannot score given tokens: its server takes text only")

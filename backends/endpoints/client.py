@@ -1,0 +1,244 @@
+"""Sends requests to an OpenAI-style server: limited, retried, with errors that name the request and never show a key."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import openai
+from pydantic import SecretStr
+
+from backends.endpoints.addresses import shown, valid
+from backends.errors import BackendClosedError, BackendError, ContextLengthError, EndpointError
+from backends.limits import Limiter
+from backends.retries import RetryPolicy
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_RETRYABLE = frozenset({408, 409, 425, 429})
+"""Statuses below 500 after which the same request may succeed."""
+_HOPELESS = frozenset({501, 505})
+"""Statuses from 500 on after which it cannot."""
+_TOO_LONG = ("context_length_exceeded", "maximum context length", "maximum model length", "context window")
+_LONGEST_MESSAGE = 500
+
+
+class Malformed(ValueError):  # noqa: N818 - never leaves the package
+    """An answer that came through but cannot be used; raised by whoever reads it."""
+
+
+class Client:
+    """Connections to one server.
+
+    A client may be used from several event loops, one after the other or at once: each has connections of its own,
+    which end with it.
+
+    Args:
+        base_url: Address of the API, such as ``http://localhost:8000/v1``.
+        api_key: Sent as bearer token; None where the server asks for none.
+        key_hint: What to check when the server refuses the key, for messages.
+        retries: What is tried again, how often and for how long.
+        limiter: Most requests at the same time.
+        timeout: Seconds that a single try may take.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: SecretStr | None,
+        key_hint: str,
+        retries: RetryPolicy,
+        limiter: Limiter,
+        timeout: float,
+    ) -> None:
+        """Connect to nothing yet."""
+        if not valid(base_url):
+            raise BackendError(f"the address {shown(base_url)!r} is no http:// or https:// URL")
+        if not timeout > 0:
+            raise BackendError(f"timeout is {timeout} seconds; allowed: above 0")
+        self._base_url = base_url.rstrip("/")
+        self._api_key = api_key
+        self._key_hint = key_hint
+        self._retries = retries
+        self._limiter = limiter
+        self._timeout = timeout
+        self._open: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[openai.AsyncOpenAI, AsyncGenerator[Any]]] = (
+            WeakKeyDictionary()
+        )
+        self._closed = False
+
+    @property
+    def url(self) -> str:
+        """The address, without what it may hold of credentials."""
+        return shown(self._base_url)
+
+    async def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
+        """Send a request, and return what `read` makes of the answer.
+
+        Args:
+            path: Below the address, such as ``/completions``; ``//tokenize`` is at the server's root.
+            body: JSON.
+            read: Turns the answer into what is wanted; raises `Malformed` where it cannot, and the request is sent
+                again.
+
+        Raises:
+            EndpointError: It failed for good; the message names the request.
+            ContextLengthError: The server finds it too long.
+            BackendClosedError: The client is closed.
+            QueueFullError: Too many requests are waiting already.
+        """
+        return await self._send("POST", path, body, read)
+
+    async def get(self, path: str, read: Callable[[Any], T]) -> T:
+        """Ask for something; as `post`."""
+        return await self._send("GET", path, None, read)
+
+    async def aclose(self) -> None:
+        """Close all connections; requests under way fail with `BackendClosedError`."""
+        self._closed = True
+        here = asyncio.get_running_loop()
+        for loop, (_, lifetime) in list(self._open.items()):
+            if loop is here:
+                await lifetime.aclose()
+            elif loop.is_running():
+                asyncio.run_coroutine_threadsafe(lifetime.aclose(), loop)
+        self._open.clear()
+
+    def check_open(self) -> None:
+        """Refuse to be used after `aclose`."""
+        if self._closed:
+            raise BackendClosedError(f"the connection to {self.url} is closed")
+
+    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], T]) -> T:
+        number = f"ets-{uuid.uuid4().hex[:16]}"
+        url = self._root() + path[1:] if path.startswith("//") else self._base_url + path
+        tries = 0
+
+        async def once() -> T:
+            nonlocal tries
+            tries += 1
+            async with self._limiter:
+                return await self._once(method, url, body, read, f"{number}-{tries}")
+
+        return await self._retries.call(once, what=f"{method} {shown(url)} [{number}]")
+
+    async def _once(
+        self, method: str, url: str, body: Mapping[str, Any] | None, read: Callable[[Any], T], number: str
+    ) -> T:
+        """Send a request once."""
+        self.check_open()
+        client = await self._connected()
+        request = f"{method} {shown(url)} [{number}]"
+        try:
+            # `object` has the SDK parse the JSON and build none of its models, which would take several times as long.
+            options: Any = {"headers": {"X-Request-Id": number}, "timeout": self._timeout}
+            if method == "GET":
+                answer: Any = await client.get(url, cast_to=object, options=options)
+            else:
+                answer = await client.post(url, cast_to=object, body=body, options=options)
+        except openai.APIError as error:
+            if self._closed:
+                raise BackendClosedError(f"the connection to {self.url} was closed during {request}") from None
+            raise self._translated(error, request) from error
+        except ValueError as error:
+            raise EndpointError(f"{request}: the answer is not valid JSON: {error}", retryable=True) from error
+        if isinstance(answer, str):
+            raise EndpointError(
+                f"{request}: the answer is no JSON but {answer[:60]!r}; is this the address of the API, with /v1?"
+            )
+        try:
+            return read(answer)
+        except Malformed as error:
+            raise EndpointError(f"{request}: the answer cannot be used: {error}", retryable=True) from error
+
+    async def _connected(self) -> openai.AsyncOpenAI:
+        """Return the SDK's client of the running event loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._open:
+            client = openai.AsyncOpenAI(
+                base_url=self._base_url,
+                api_key=self._api_key.get_secret_value() if self._api_key is not None else "none",
+                max_retries=0,
+            )
+            lifetime = _lifetime(client)
+            self._open[loop] = client, lifetime
+            await anext(lifetime)
+        return self._open[loop][0]
+
+    def _root(self) -> str:
+        return self._base_url.removesuffix("/v1")
+
+    def _translated(self, error: openai.APIError, request: str) -> BackendError:
+        """Return the error to raise for one of the SDK's."""
+        if isinstance(error, openai.APITimeoutError):
+            return EndpointError(f"{request}: no answer within {self._timeout:g} s", retryable=True)
+        if not isinstance(error, openai.APIStatusError):
+            reason = str(error.__cause__ or error) or type(error.__cause__ or error).__name__
+            return EndpointError(f"{request}: the connection failed: {self._clean(reason)}", retryable=True)
+        status, message = error.status_code, self._clean(_message(error))
+        text = f"{request}: the server answered {status}: {message}"
+        if status == 400 and any(phrase in f"{error.code} {message}" for phrase in _TOO_LONG):
+            return ContextLengthError(text)
+        if status in {401, 403}:
+            text += f"; check the key ({self._key_hint})"
+        if status == 404:
+            text += "; check the model's name and the address"
+        return EndpointError(
+            text, status=status, retryable=_retryable(error), retry_after=_retry_after(error.response.headers)
+        )
+
+    def _clean(self, text: str) -> str:
+        """Return a server's text without the key, which some repeat in their messages."""
+        if self._api_key is not None and self._api_key.get_secret_value():
+            text = text.replace(self._api_key.get_secret_value(), "(key)")
+        return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
+
+
+async def _lifetime(client: openai.AsyncOpenAI) -> AsyncGenerator[openai.AsyncOpenAI]:
+    """Close a client when its event loop ends: `asyncio.run` closes the asynchronous generators begun in it."""
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def _message(error: openai.APIStatusError) -> str:
+    body = error.body
+    if isinstance(body, Mapping):
+        body = body.get("message") or body.get("detail") or body
+    return " ".join(str(body if body is not None else error.message).split())
+
+
+def _retryable(error: openai.APIStatusError) -> bool:
+    if (advice := error.response.headers.get("x-should-retry")) in {"true", "false"}:
+        return bool(advice == "true")
+    if error.code == "insufficient_quota":  # A 429 that waiting does not help.
+        return False
+    status = error.status_code
+    return status in _RETRYABLE or (status >= 500 and status not in _HOPELESS)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a server asks to wait for: a number, or a date."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            return max(0.0, float(value) * unit)
+        except ValueError:
+            pass
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        except ValueError:
+            _log.debug("the server sent %s: %r, which is neither seconds nor a date", name, value)
+    return None

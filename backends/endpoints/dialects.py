@@ -1,0 +1,136 @@
+"""How a server is asked for continuations: by token ids (vLLM), by text (plain completions), or by chat messages.
+
+A dialect knows requests and answers; what a state is, and when a response is over, is `backends.endpoints.backend`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from backends.base import Capabilities, Prompt, SamplingParams, State
+from backends.tokenization import Tokenization
+
+EncodedPrompt = tuple[int, ...] | str | tuple[tuple[str, str], ...]
+"""A prompt as a dialect sends it: token ids, text, or messages as (role, content)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointState(State):
+    """A partial response, as a plain value: any server of the same model can go on from it.
+
+    Attributes:
+        prompt: The prompt, encoded.
+        params: Sampling parameters of the run.
+        max_tokens: Budget of the response.
+        raw: All text of the response, with what may turn out to be the beginning of a stop string; None where the state
+            was adopted and only its tokens are known.
+        split: Whether the last token ends within a character, whose text is not in ``raw``.
+    """
+
+    prompt: EncodedPrompt = field(repr=False)
+    params: SamplingParams
+    max_tokens: int
+    raw: str | None = field(default="", repr=False)
+    split: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """A continuation of a state.
+
+    Attributes:
+        raw: Text of the whole response, from its beginning and past any stop string.
+        num_tokens: Tokens drawn.
+        stopped: Whether the response is over, whatever is left of its budget.
+        token_ids: The tokens, where they are known.
+        logprobs: Log-probability of each (nats), as the server tells it, where it was asked.
+        split: As `EndpointState.split`.
+    """
+
+    raw: str
+    num_tokens: int
+    stopped: bool
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] | None = None
+    split: bool = False
+
+
+class Dialect(Protocol):
+    """One way to ask one server."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the server can do when it is asked this way."""
+        ...
+
+    @property
+    def tokenization(self) -> Tokenization | None:
+        """What the server's tokens mean, where they are known."""
+        ...
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of prompt and response together; None where that is not known."""
+        ...
+
+    @property
+    def most_rows(self) -> int:
+        """Most continuations of one request."""
+        ...
+
+    @property
+    def raw_logprobs(self) -> bool:
+        """Whether log-probabilities are always of the plain distribution, whatever is sampled from."""
+        ...
+
+    def check(self, params: SamplingParams) -> None:
+        """Refuse sampling parameters that the server would not follow.
+
+        Raises:
+            CapabilityError: With what to do.
+        """
+        ...
+
+    async def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Return a prompt as it is sent.
+
+        Raises:
+            PromptError: It cannot be sent this way.
+        """
+        ...
+
+    async def draw(self, state: EndpointState, n: int, *, tokens: int, seed: int, logprobs: bool) -> list[Draw]:
+        """Draw n continuations of at most so many tokens with one request; row k has the seed ``seed + k``."""
+        ...
+
+    async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return the plain log-probability of each token of given continuations (nats) with one request."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections; harmless when called twice."""
+        ...
+
+    def check_open(self) -> None:
+        """Raise `BackendClosedError` after `aclose`."""
+        ...
+
+
+def sampling_fields(params: SamplingParams) -> dict[str, Any]:
+    """Return what every OpenAI-style server understands of the sampling parameters."""
+    fields: dict[str, Any] = {"temperature": 0.0 if params.greedy else params.temperature, "top_p": params.top_p}
+    return fields | ({"stop": list(params.stop)} if params.stop else {})
+
+
+def as_messages(prompt: Prompt) -> tuple[tuple[str, str], ...]:
+    """Return a prompt as chat messages; a text is what the user says."""
+    if isinstance(prompt, str):
+        return (("user", prompt),)
+    return tuple((message["role"], message["content"]) for message in prompt)
+
+
+def listed(messages: Sequence[tuple[str, str]]) -> list[Mapping[str, str]]:
+    """Return encoded chat messages as they are sent."""
+    return [{"role": role, "content": content} for role, content in messages]

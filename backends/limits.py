@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -13,11 +13,107 @@ from backends.errors import BackendError, QueueFullError
 from backends.wrapper import BackendWrapper
 
 
-class Limiter:
-    """A number of places, given out in the order in which they were asked for: ``async with limiter: …``.
+class Turnstile:
+    """Tasks that wait in line until there is room for them; what room is, is said by those who derive from it.
 
     It belongs to no event loop: threads with loops of their own may share it, one after the other or at once. A task
-    that holds a place must not ask for another one of the same limiter, or all places may be held by those who wait.
+    that was cancelled leaves nothing behind, also in the moment between being let in and hearing of it.
+    """
+
+    def __init__(self) -> None:
+        """Nobody waits yet."""
+        # Reentrant, because the garbage collector may close an abandoned coroutine, which leaves the line or gives
+        # back its room, while this thread is in here.
+        self._lock = threading.RLock()
+        self._line: OrderedDict[_Waiter, None] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait."""
+        return len(self._line)
+
+    def _take(self, size: int) -> bool:
+        """Take room and return True; return False where there is none yet. An error is for whoever asked."""
+        raise NotImplementedError
+
+    def _give(self, size: int) -> None:
+        """Give room back that was taken."""
+        raise NotImplementedError
+
+    def _check_line(self) -> None:
+        """Raise an error if nobody else may wait."""
+
+    async def _enter(self, size: int = 1) -> None:
+        """Take room, once there is some and all who asked before have theirs."""
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if not self._line and self._take(size):
+                return
+            self._check_line()
+            waiter = _Waiter(loop, size)
+            self._line[waiter] = None
+            self._move_up()
+        try:
+            await waiter.woken
+        except BaseException:
+            self._forget(waiter)
+            raise
+        if waiter.refused is not None:
+            raise waiter.refused
+
+    def _leave(self, size: int = 1) -> None:
+        """Give room back, to whoever has waited longest."""
+        with self._lock:
+            self._give(size)
+            self._move_up()
+
+    def _move_up(self) -> None:
+        """Let in those for whom there is room, in order; the lock is held."""
+        while self._line:
+            waiter = next(iter(self._line))
+            try:
+                waiter.entered = self._take(waiter.size)
+            except BackendError as error:
+                waiter.refused = error
+            if not waiter.entered and waiter.refused is None:
+                return
+            self._line.pop(waiter, None)
+            try:
+                waiter.loop.call_soon_threadsafe(waiter.wake)
+            except RuntimeError:  # Its loop was closed with the task still in it: nobody is there to be let in.
+                if waiter.entered:
+                    waiter.entered = False
+                    self._give(waiter.size)
+
+    def _forget(self, waiter: _Waiter) -> None:
+        with self._lock:
+            if waiter.entered:
+                self._give(waiter.size)
+            else:
+                self._line.pop(waiter, None)
+            self._move_up()
+
+
+class _Waiter:
+    """One task's wait; ``entered`` says whether it was let in already, ``woken`` that it has heard of it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, size: int) -> None:
+        self.loop = loop
+        self.size = size
+        self.woken: asyncio.Future[None] = loop.create_future()
+        self.entered = False
+        self.refused: BackendError | None = None
+
+    def wake(self) -> None:
+        if not self.woken.done():
+            self.woken.set_result(None)
+
+
+class Limiter(Turnstile):
+    """A number of places, given out in the order in which they were asked for: ``async with limiter: …``.
+
+    Threads with event loops of their own may share it. A task that holds a place must not ask for another one of the
+    same limiter, or all places may be held by those who wait.
 
     Args:
         max_concurrency: Number of places.
@@ -29,27 +125,19 @@ class Limiter:
 
     def __init__(self, max_concurrency: int, *, max_queue: int | None = None) -> None:
         """Nobody holds a place yet."""
-        if not _is_count(max_concurrency, 1):
+        super().__init__()
+        if not is_count(max_concurrency, 1):
             raise BackendError(f"max_concurrency is {max_concurrency!r}; allowed: a whole number of at least 1")
-        if max_queue is not None and not _is_count(max_queue, 0):
+        if max_queue is not None and not is_count(max_queue, 0):
             raise BackendError(f"max_queue is {max_queue!r}; allowed: a whole number of at least 0, or None")
         self.max_concurrency = max_concurrency
         self.max_queue = max_queue
         self._active = 0
-        self._waiters: deque[_Waiter] = deque()
-        # Reentrant, because the garbage collector may close an abandoned coroutine, which leaves its place, while this
-        # thread is in here. What is done under the lock keeps to an order that such a guest cannot upset.
-        self._lock = threading.RLock()
 
     @property
     def active(self) -> int:
         """Places that are taken."""
         return self._active
-
-    @property
-    def waiting(self) -> int:
-        """Tasks that wait for a place."""
-        return len(self._waiters)
 
     async def __aenter__(self) -> None:
         """Take a place, once there is one.
@@ -57,65 +145,29 @@ class Limiter:
         Raises:
             QueueFullError: There is none, and as many wait already as may.
         """
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            if self._active < self.max_concurrency and not self._waiters:
-                self._active += 1
-                return
-            if self.max_queue is not None and len(self._waiters) >= self.max_queue:
-                raise QueueFullError(
-                    f"{self._active} calls are under way and {len(self._waiters)} wait already, as many as may "
-                    f"(max_concurrency={self.max_concurrency}, max_queue={self.max_queue}); try again later"
-                )
-            waiter = _Waiter(loop)
-            self._waiters.append(waiter)
-            self._hand_out()
-        try:
-            await waiter.woken
-        except BaseException:
-            # Cancelled, maybe in the moment between being given the place and hearing of it.
-            with self._lock:
-                if waiter.placed:
-                    self._leave()
-                elif waiter in self._waiters:
-                    self._waiters.remove(waiter)
-            raise
+        await self._enter()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the place to whoever has waited longest."""
-        with self._lock:
-            self._leave()
+        self._leave()
 
-    def _leave(self) -> None:
-        self._active -= 1
-        self._hand_out()
+    def _take(self, size: int) -> bool:
+        if self._active >= self.max_concurrency:
+            return False
+        self._active += size
+        return True
 
-    def _hand_out(self) -> None:
-        """Give free places to those who wait; the lock is held."""
-        while self._waiters and self._active < self.max_concurrency:
-            waiter = self._waiters.popleft()
-            self._active += 1
-            waiter.placed = True
-            try:
-                waiter.loop.call_soon_threadsafe(waiter.wake)
-            except RuntimeError:  # Its loop was closed with the task still in it: nobody is there to take the place.
-                waiter.placed = False
-                self._active -= 1
+    def _give(self, size: int) -> None:
+        self._active -= size
 
-
-class _Waiter:
-    """One task's wait; ``placed`` says whether a place is its own already, ``woken`` that it has heard of it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.woken: asyncio.Future[None] = loop.create_future()
-        self.placed = False
-
-    def wake(self) -> None:
-        if not self.woken.done():
-            self.woken.set_result(None)
+    def _check_line(self) -> None:
+        if self.max_queue is not None and len(self._line) >= self.max_queue:
+            raise QueueFullError(
+                f"{self._active} calls are under way and {len(self._line)} wait already, as many as may "
+                f"(max_concurrency={self.max_concurrency}, max_queue={self.max_queue}); try again later"
+            )
 
 
 class Limited(BackendWrapper):
@@ -152,5 +204,6 @@ class Limited(BackendWrapper):
             return await self.inner.score(states, completions)
 
 
-def _is_count(value: object, least: int) -> bool:
+def is_count(value: object, least: int) -> bool:
+    """Say whether a value is a whole number of at least so much."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

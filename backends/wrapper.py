@@ -1,13 +1,21 @@
-"""A backend around another one, which passes everything on: the base of retries, limits, metering and tracing."""
+"""A backend around another one, which passes everything on: the base of retries, limits, metering and tracing.
+
+Wrappers may be stacked in any order. Usual is ``Traced(Metered(Retrying(Limited(backend, 8))))``: a call that waits for
+its next try holds no place, and is one call to those outside.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from backends.base import Backend, Capabilities, Completion, Prompt, SamplingParams, State
 from backends.tokenization import Tokenization
+
+T = TypeVar("T")
 
 
 class BackendWrapper:
@@ -76,6 +84,32 @@ class BackendWrapper:
     def __repr__(self) -> str:
         """Name the wrapper and what it wraps, as it is nested."""
         return f"{type(self).__name__}({self.inner!r})"
+
+
+class StateNotes(Generic[T]):
+    """What a wrapper knows about states, which tell little themselves; kept as long as they live.
+
+    States are told apart as objects, because equal ones may be of runs with different settings.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self._notes: dict[int, tuple[weakref.ref[State], T]] = {}
+
+    def put(self, states: Iterable[State], note: T) -> None:
+        """Keep the note for each of the states."""
+        for state in states:
+            # When a state is gone, so is its note: before its id can be that of another object.
+            self._notes[id(state)] = (weakref.ref(state, partial(self._notes.pop, id(state))), note)
+
+    def get(self, state: State) -> T | None:
+        """Return the note of a state, None where there is none."""
+        found = self._notes.get(id(state))
+        return None if found is None else found[1]
+
+    def __len__(self) -> int:
+        """Return the number of states with a note."""
+        return len(self._notes)
 
 
 _: type[Backend] = BackendWrapper

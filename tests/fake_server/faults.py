@@ -74,14 +74,14 @@ class Fault:
         if self.kind == "more_choices":
             return {**answer, "choices": [*choices, {**choices[-1], "index": len(choices)}]}
         if self.kind == "no_logprobs":
-            return {**answer, "prompt_logprobs": None, "choices": [_without_logprobs(choice) for choice in choices]}
+            return {**_without_logprobs(answer), "choices": [_without_logprobs(choice) for choice in choices]}
         if self.kind == "empty_text":
             return {**answer, "choices": [_without_text(choice) for choice in choices]}
         return answer
 
 
-def _without_logprobs(choice: Mapping[str, Any]) -> dict[str, Any]:
-    return {**choice, "logprobs": None, **({"prompt_logprobs": None} if "prompt_logprobs" in choice else {})}
+def _without_logprobs(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if name in ("logprobs", "prompt_logprobs") else value for name, value in part.items()}
 
 
 def _without_text(choice: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,237 @@
+"""The members of a pool: who is healthy, who has the least to do, and when one that failed is tried again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+
+from backends.base import Backend
+from backends.errors import BackendError, CapabilityError, EndpointError
+
+_log = logging.getLogger("backends.pool")
+
+_REFUSED = frozenset({400, 413, 415, 422})
+"""HTTP statuses with which a server that works refuses a request."""
+
+
+class CannotMoveError(Exception):
+    """A member cannot go on from another one's state."""
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One endpoint, and how it is doing.
+
+    Attributes:
+        backend: The endpoint.
+        label: What messages call it.
+        rows: Sequences that it is working on.
+        turn: When it was chosen last, as a count; among equally busy ones the first in turn is next.
+        failures: Failures since it last worked.
+        until: While it is out, the time (seconds, monotonic) from which it may be tried; None while it is healthy.
+        trials: Calls under way that try it while it is out.
+        epoch: Counts its leaving and coming back, so that what began before tells nothing about it after.
+    """
+
+    backend: Backend
+    label: str
+    rows: int = 0
+    turn: int = 0
+    failures: int = 0
+    until: float | None = None
+    trials: int = 0
+    epoch: int = 0
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it is not out."""
+        return self.until is None
+
+    @property
+    def due(self) -> bool:
+        """Whether it is out, and a call should find out if it works again; one at a time."""
+        return self.until is not None and self.trials == 0 and monotonic() >= self.until
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attempt:
+    """One call of one member.
+
+    Attributes:
+        member: The member.
+        trial: Whether the member was out when the call began.
+        epoch: The member's at that time.
+    """
+
+    member: Member
+    trial: bool
+    epoch: int
+
+
+class Roster:
+    """All members of a pool.
+
+    Args:
+        backends: Their backends.
+        retry_after: Seconds until a member that failed is tried again, doubled with each failure in a row.
+        longest_retry: Most seconds between two tries, unless the member itself asks for more.
+    """
+
+    def __init__(self, backends: Sequence[Backend], *, retry_after: float, longest_retry: float) -> None:
+        """Everyone is healthy."""
+        names = [backend.name for backend in backends]
+        labels = (
+            names
+            if len(set(names)) == len(names)
+            else [f"{name} (member {i})" for i, name in enumerate(names, start=1)]
+        )
+        self.members = [Member(backend, label) for backend, label in zip(backends, labels, strict=True)]
+        self._retry_after = retry_after
+        self._longest_retry = longest_retry
+        self._turn = 0
+
+    def choose(self, tried: Collection[Member] = (), *, probe: bool = False) -> Member | None:
+        """Return the member that the next call goes to, or None where all have been tried.
+
+        That is the least busy healthy one. Where none is healthy, it is the one whose time comes first, at once: a call
+        is never refused without trying.
+
+        Args:
+            tried: Members that have failed this call already.
+            probe: Whether a member that is due comes before the healthy ones, to find out if it works again.
+        """
+        left = [member for member in self.members if member not in tried]
+        due = [member for member in left if member.due]
+        healthy = [member for member in left if member.healthy]
+        if probe and due:
+            chosen = min(due, key=_time)
+        elif healthy:
+            chosen = min(healthy, key=lambda member: (member.rows, member.turn))
+        elif left:
+            chosen = min(due or left, key=_time)
+        else:
+            return None
+        self._turn += 1
+        chosen.turn = self._turn
+        return chosen
+
+    @contextmanager
+    def attempt(self, member: Member, rows: int) -> Iterator[Attempt]:
+        """Count a call as under way, until it ends in whatever way."""
+        attempt = Attempt(member, trial=not member.healthy, epoch=member.epoch)
+        member.rows += rows
+        member.trials += attempt.trial
+        try:
+            yield attempt
+        finally:
+            member.rows -= rows
+            member.trials -= attempt.trial
+
+    def leave(self, attempt: Attempt, reason: object) -> None:
+        """Take a member out that failed a call.
+
+        Args:
+            attempt: The call.
+            reason: What went wrong.
+        """
+        member = attempt.member
+        if attempt.epoch != member.epoch:
+            return  # It has left already, for other calls that failed at the same time; that counts once.
+        member.failures += 1
+        member.epoch += 1
+        wait = max(self._wait(member), (reason.retry_after or 0.0) if isinstance(reason, EndpointError) else 0.0)
+        member.until = monotonic() + wait
+        _log.warning("%s leaves the pool and is tried again in %.3g s: %s", member.label, wait, str(reason))
+
+    def served(self, attempt: Attempt) -> None:
+        """Take a member back in if this call has shown that it works again."""
+        member = attempt.member
+        if attempt.trial and attempt.epoch == member.epoch:
+            member.failures = 0
+            member.epoch += 1
+            member.until = None
+            _log.info("%s is back in the pool", member.label)
+
+    def began(self, attempt: Attempt) -> None:
+        """Wait for the run that has begun at a member that is out, before another one is tried there.
+
+        To begin takes no work of many a member, so it does not show that it works.
+        """
+        member = attempt.member
+        if attempt.trial and attempt.epoch == member.epoch:
+            member.until = monotonic() + self._wait(member)
+
+    def _wait(self, member: Member) -> float:
+        doublings = min(member.failures - 1, 64)  # More would not fit into a float.
+        return min(self._retry_after * 2.0**doublings, self._longest_retry)
+
+
+class Failures:
+    """The members that could not do a call, and what is to be said about them."""
+
+    def __init__(self, roster: Roster) -> None:
+        """Nobody has failed yet."""
+        self.tried: list[Member] = []
+        self._roster = roster
+        self._errors: list[BackendError] = []
+        self._texts: list[str] = []
+        self._suspects: list[tuple[Attempt, object]] = []
+        self._stuck: CannotMoveError | None = None
+
+    def add(self, attempt: Attempt, error: BackendError) -> None:
+        """Note a call that failed. The member leaves; if the request may be at fault, once another does it."""
+        self._note(attempt.member, str(error))
+        self._errors.append(error)
+        if isinstance(error, EndpointError) and error.status in _REFUSED:
+            self._suspects.append((attempt, error))
+        else:
+            self._roster.leave(attempt, error)
+
+    def incomplete(self, attempt: Attempt, missing: int) -> None:
+        """Note a call of which some rows failed. The member leaves once another can draw them."""
+        self._note(attempt.member, f"{missing} rows failed")
+        self._suspects.append((attempt, f"{missing} rows failed"))
+
+    def stuck(self, member: Member, error: CannotMoveError) -> None:
+        """Note a member that cannot go on from the run's states; that is no failure of its own."""
+        self._note(member, f"cannot take the run over ({error})")
+        self._stuck = error
+
+    def blame(self) -> None:
+        """Another member did what the suspects could not: they leave."""
+        for attempt, reason in self._suspects:
+            self._roster.leave(attempt, reason)
+        self._suspects.clear()
+
+    def error(self, call: str) -> BackendError:
+        """Return what to raise where all members have been tried: the last error, with the names of all."""
+        if len(self.tried) == 1 and self._errors:
+            return self._errors[0]
+        message = f"{call} failed on all members of the pool: {'; '.join(self._texts)}"
+        error: BackendError
+        if self._stuck is not None:
+            error = CapabilityError(message)
+        elif isinstance(self._errors[-1], EndpointError):
+            endpoints = [one for one in self._errors if isinstance(one, EndpointError)]
+            waits = [one.retry_after for one in endpoints if one.retry_after is not None]
+            error = EndpointError(
+                message,
+                status=endpoints[-1].status,
+                retryable=any(one.retryable for one in endpoints),
+                retry_after=min(waits, default=None),
+            )
+        else:
+            error = BackendError(message)
+        error.__cause__ = self._errors[-1] if self._errors else self._stuck
+        return error
+
+    def _note(self, member: Member, text: str) -> None:
+        self.tried.append(member)
+        self._texts.append(f"{member.label}: {text}")
+
+
+def _time(member: Member) -> float:
+    return member.until or 0.0

@@ -1,0 +1,373 @@
+"""Several endpoints of one model as one backend: the least busy one is chosen, one that fails is replaced in mid-run.
+
+backend = Pool([backends.load("vllm/MODEL@http://one:8000/v1"), backends.load("vllm/MODEL@http://two:8000/v1")])
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+from backends._pool_members import CannotMoveError, Failures, Member, Roster
+from backends.base import (
+    Backend,
+    BackendContext,
+    Capabilities,
+    Completion,
+    Prompt,
+    SamplingParams,
+    State,
+    check_budget,
+    check_prompt,
+)
+from backends.errors import (
+    BackendClosedError,
+    BackendError,
+    BudgetExceededError,
+    CapabilityError,
+    PromptError,
+    QueueFullError,
+    TokenizerMismatchError,
+)
+from backends.tokenization import Tokenization
+
+T = TypeVar("T")
+
+_SAME_EVERYWHERE = (PromptError, CapabilityError, BudgetExceededError, QueueFullError)
+"""Errors of the request, not of the member: another one would refuse it too."""
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """All states that come from one `Pool.begin`, and the member where they are at home."""
+
+    prompt: Prompt
+    max_tokens: int
+    params: SamplingParams
+    home: Member
+    trial: bool = False
+    """Whether it was sent to its home while that was out, to find out if it works again."""
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """Where a state is: a member and that member's own state. It changes when the run has to move."""
+
+    member: Member
+    own: State
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PoolState(State):
+    fingerprint: int = field(repr=False)
+    """Hash of the first member's state: what that one compares, and the attributes of `State` do not show."""
+    run: _Run = field(repr=False, compare=False)
+    place: _Place = field(repr=False, compare=False)
+
+
+class Pool(BackendContext):
+    """Several backends of one and the same model as one.
+
+    A run goes to the member with the fewest sequences under way and stays there, because its caches are there. When the
+    member fails, the run goes on at another one: from the same tokens with the same seeds, so with the same result
+    where members can seed. A member that failed is tried again later, by one call, while the others go elsewhere.
+
+    A request that fails on all members fails with the last one's error. The pool has no time limit of its own: a member
+    that hangs is one that has no time limit.
+
+    Args:
+        members: Backends of the same model, each of its own; the pool closes them.
+        retry_after: Seconds until a member that failed is tried again. It doubles with each further failure.
+        longest_retry: Most seconds between two tries.
+
+    Raises:
+        BackendError: An argument cannot be used.
+        TokenizerMismatchError: The members' tokens differ, so they are not the same model.
+    """
+
+    def __init__(self, members: Sequence[Backend], *, retry_after: float = 5.0, longest_retry: float = 60.0) -> None:
+        """Ask nobody yet."""
+        if isinstance(members, str) or not all(hasattr(member, "begin") for member in members):
+            raise BackendError("the members of a pool are backends; open one by name with backends.load")
+        if not members:
+            raise BackendError("a pool needs at least one member")
+        if len({id(member) for member in members}) < len(members):
+            raise BackendError("a backend is a member of the pool twice; give each endpoint a backend of its own")
+        if not (math.isfinite(retry_after) and retry_after > 0):
+            raise BackendError(f"retry_after is {retry_after}; allowed: seconds above 0")
+        if not (math.isfinite(longest_retry) and longest_retry >= retry_after):
+            raise BackendError(f"longest_retry is {longest_retry}; allowed: seconds, at least retry_after")
+        self._backends = tuple(members)
+        _common_tokenization(self._backends)
+        self._roster = Roster(self._backends, retry_after=retry_after, longest_retry=longest_retry)
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """The members' name, or all of their names."""
+        return " + ".join(dict.fromkeys(member.name for member in self._backends))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What all members can do."""
+        known = [member.capabilities for member in self._backends]
+        return Capabilities(
+            **{entry.name: all(getattr(one, entry.name) for one in known) for entry in fields(Capabilities)}
+        )
+
+    @property
+    def tokenization(self) -> Tokenization | None:
+        """What tokens mean to all members; None where that is not known of one."""
+        return _common_tokenization(self._backends)
+
+    async def begin(self, prompt: Prompt, *, max_tokens: int, params: SamplingParams) -> State:
+        """Return the empty response of the least busy member; see `backends.Backend.begin`.
+
+        Raises:
+            BackendError: All members failed; the message has them all.
+        """
+        self._check_open()
+        check_prompt(prompt)
+        check_budget(max_tokens)
+        prompt = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
+        failures = Failures(self._roster)
+        while member := self._roster.choose(failures.tried, probe=True):
+            try:
+                with self._roster.attempt(member, 1) as attempt:
+                    own = await member.backend.begin(prompt, max_tokens=max_tokens, params=params)
+            except _SAME_EVERYWHERE:
+                raise
+            except BackendError as error:
+                self._check_open()
+                failures.add(attempt, error)
+                continue
+            self._roster.began(attempt)
+            failures.blame()
+            return _state(_Run(prompt, max_tokens, params, home=member, trial=attempt.trial), member, own)
+        raise failures.error("begin")
+
+    async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
+        """Draw n successors of a state at its member; see `backends.Backend.extend`.
+
+        Raises:
+            BackendError: All members failed; the message has them all.
+        """
+        self._check_open()
+        own = _own(state)
+        if tokens < 1 or n < 1:
+            raise BackendError(f"extend needs at least one state of at least one token, not {n} of {tokens}")
+        if own.finished:
+            return [own] * n
+
+        async def work(backend: Backend, states: Sequence[State]) -> list[State]:
+            return await backend.extend(states[0], n, tokens=tokens, seed=seed)
+
+        drawn, member = await self._serve("extend", [own], n, work)
+        return [_state(own.run, member, new) for new in drawn]
+
+    async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+        """Complete each state n times, all at one member; see `backends.Backend.rollout`.
+
+        Rows that failed are drawn again at the other members. What fails everywhere comes back as it is.
+
+        Raises:
+            BackendError: All members failed; the message has them all.
+        """
+        self._check_open()
+        own = [_own(state) for state in states]
+        if n < 1:
+            raise BackendError(f"rollout needs at least one completion per state, not {n}")
+        if not own:
+            return []
+
+        async def work(backend: Backend, states: Sequence[State]) -> list[list[Completion]]:
+            return await backend.rollout(states, n, seed=seed)
+
+        drawn, _ = await self._serve("rollout", own, n * len(own), work, missing=_missing, merge=_filled)
+        return drawn
+
+    def adopt(self, state: State, others: Sequence[State]) -> list[State]:
+        """Return states for partial responses that another backend has drawn; see `backends.Backend.adopt`."""
+        own = _own(state)
+        place = own.place
+        adopted = place.member.backend.adopt(place.own, [_plain(other) for other in others])
+        return [_state(own.run, place.member, new) for new in adopted]
+
+    async def score(self, states: Sequence[State], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
+        """Return the log-probabilities of completions, all from one member; see `backends.Backend.score`.
+
+        Raises:
+            BackendError: All members failed; the message has them all.
+        """
+        self._check_open()
+        own = [_own(state) for state in states]
+        if not own:
+            return []
+
+        async def work(backend: Backend, states: Sequence[State]) -> list[list[float]]:
+            return await backend.score(states, completions)
+
+        scores, _ = await self._serve("score", own, sum(map(len, completions)), work)
+        return scores
+
+    async def aclose(self) -> None:
+        """Close all members, also where closing one fails; what is under way fails with `BackendClosedError`.
+
+        Raises:
+            Exception: What a member raised, once all others are closed.
+        """
+        self._closed = True
+        results = await asyncio.gather(*(member.aclose() for member in self._backends), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _serve(
+        self,
+        call: str,
+        states: Sequence[_PoolState],
+        rows: int,
+        work: Callable[[Backend, Sequence[State]], Awaitable[T]],
+        *,
+        missing: Callable[[T], int] = lambda _: 0,
+        merge: Callable[[T, T], T] = lambda _, fresh: fresh,
+    ) -> tuple[T, Member]:
+        """Have a call done by the member that the run is at home, or by others until one does it.
+
+        All states go to the same member, and stay in their order: seeds depend on a state's place in the call.
+
+        Args:
+            call: Its name, for messages.
+            states: The states, at least one.
+            rows: How much work it is.
+            work: Does it, given a member's backend and its own states.
+            missing: Tells how many rows of a result failed.
+            merge: Puts rows of the second result in the places of those that failed in the first.
+        """
+        run = _main(state.run for state in states)
+        failures = Failures(self._roster)
+        result: T | None = None
+        while member := self._home(run, failures.tried):
+            try:
+                with self._roster.attempt(member, rows) as attempt:
+                    fresh = await work(member.backend, await self._at(member, states))
+            except CannotMoveError as error:
+                failures.stuck(member, error)
+                continue
+            except _SAME_EVERYWHERE:
+                raise
+            except BackendError as error:
+                self._check_open()
+                failures.add(attempt, error)
+                continue
+            before = math.inf if result is None else missing(result)
+            result = fresh if result is None else merge(result, fresh)
+            left = missing(result)
+            if left == 0 or left < before < math.inf:
+                self._roster.served(attempt)
+                run.trial = False
+                failures.blame()
+            if left == 0:
+                return result, member
+            failures.incomplete(attempt, missing(fresh))
+        if result is None:
+            raise failures.error(call)
+        return result, run.home
+
+    def _home(self, run: _Run, tried: Sequence[Member]) -> Member | None:
+        """Return where a run's next call goes: to its home, unless that is out or has failed the call already."""
+        home = run.home
+        if home not in tried and (home.healthy or run.trial or home.due):
+            return home
+        chosen = self._roster.choose(tried)
+        if chosen is not None:
+            run.home, run.trial = chosen, not chosen.healthy
+        return chosen
+
+    async def _at(self, member: Member, states: Sequence[_PoolState]) -> list[State]:
+        """Return a member's own states; those that are elsewhere move to it, and their old places are forgotten."""
+        # A snapshot: while this waits, another call may move a state elsewhere.
+        here = {id(state): state.place.own for state in states if state.place.member is member}
+        away = [state for state in states if id(state) not in here]
+        for run in dict.fromkeys(state.run for state in away):
+            start = await member.backend.begin(run.prompt, max_tokens=run.max_tokens, params=run.params)
+            moved = [state for state in away if state.run is run]
+            # A response without tokens is what `begin` gives; even those who cannot adopt can go on from there.
+            further = [state for state in moved if state.num_tokens or state.finished]
+            try:
+                adopted = member.backend.adopt(start, [_plain(state) for state in further]) if further else []
+            except CapabilityError as error:
+                raise CannotMoveError(str(error)) from error
+            here |= {id(state): start for state in moved}
+            here |= {id(state): _sure(own, state) for state, own in zip(further, adopted, strict=True)}
+            for state in moved:
+                state.place.member, state.place.own = member, here[id(state)]
+        return [here[id(state)] for state in states]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendClosedError(f"the pool of {self.name} is closed")
+
+
+def _common_tokenization(members: Sequence[Backend]) -> Tokenization | None:
+    """Return what tokens mean to all members; None where that is not known of one."""
+    known = [(member.name, member.tokenization) for member in members]
+    named = [(name, one) for name, one in known if one is not None]
+    for name, one in named[1:]:
+        if difference := named[0][1].difference(one):
+            raise TokenizerMismatchError(
+                f"{named[0][0]} and {name} are not the same model, so they cannot be members of one pool: {difference}"
+            )
+    return named[0][1] if len(named) == len(known) else None
+
+
+def _own(state: State) -> _PoolState:
+    if not isinstance(state, _PoolState):
+        raise BackendError(f"a pool cannot go on from a {type(state).__name__} of another backend")
+    return state
+
+
+def _state(run: _Run, member: Member, own: State) -> _PoolState:
+    shown: dict[str, Any] = {entry.name: getattr(own, entry.name) for entry in fields(State)}
+    return _PoolState(**shown, fingerprint=hash(own), run=run, place=_Place(member, own))
+
+
+def _plain(state: State) -> State:
+    """Return what a member is to adopt: another member's state itself, which may tell more than its tokens do."""
+    if isinstance(state, _PoolState) and state.place.own.token_ids == state.token_ids:
+        return state.place.own
+    return state
+
+
+def _sure(own: State, before: State) -> State:
+    """Return a state with the confidence that it had at another member.
+
+    What is adopted has none, because its tokens may come from another model; these come from the same one.
+    """
+    return own if before.confidence is None else replace(own, confidence=before.confidence)
+
+
+def _main(runs: Iterable[_Run]) -> _Run:
+    """Return the run with the most states, the first of several."""
+    ((run, _),) = Counter(runs).most_common(1)
+    return run
+
+
+def _missing(groups: list[list[Completion]]) -> int:
+    """Return how many rows failed."""
+    return sum(row.finish_reason == "error" for group in groups for row in group)
+
+
+def _filled(known: list[list[Completion]], fresh: list[list[Completion]]) -> list[list[Completion]]:
+    """Return rollouts with those that failed drawn by another member; row for row the seeds are the same."""
+    return [
+        [again if row.finish_reason == "error" else row for row, again in zip(*groups, strict=True)]
+        for groups in zip(known, fresh, strict=True)
+    ]
+
+
+_: type[Backend] = Pool

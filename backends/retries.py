@@ -115,7 +115,7 @@ class _Request:
                 raise
             before = "" if self._failure is None else f"; the try before failed: {self._failure}"
             raise EndpointError(
-                f"{self._what}: no answer within the deadline of {self._policy.deadline} s{before}", retryable=True
+                f"{self._what}: no answer within the deadline of {self._policy.deadline:g} s{before}", retryable=True
             ) from error
 
     def _is_retryable(self, call: RetryCallState) -> bool:
@@ -127,8 +127,8 @@ class _Request:
         least = max(0.0, getattr(self._failure, "retry_after", None) or 0.0)
         left = math.inf if self._end is None else self._end - self._clock()
         if least >= left:
-            asked = f": the server asks for a wait of {least:g} s, and the deadline is {self._policy.deadline} s"
-            self._too_late = asked if least else ""
+            limit = "" if self._policy.deadline is None else f", and the deadline is {self._policy.deadline:g} s"
+            self._too_late = f": the server asks for a wait of {least:g} s{limit}" if least else ""
             return 0.0
         # The exponent is bounded because floats are.
         longest = min(self._policy.longest_delay, self._policy.first_delay * 2.0 ** min(call.attempt_number - 1, 999))

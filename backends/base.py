@@ -122,8 +122,8 @@ class Capabilities:
         continue_prefix: Generation can go on from a partial response, so several steps are possible.
         logprobs: Completions carry their log-probability under the sampled distribution.
         score: Given token sequences can be scored under the sampled distribution.
-        tempered_logprobs: Log-probabilities of completions are known for all sampling parameters, and not only for plain
-            ones (temperature 1, no truncation).
+        tempered_logprobs: Log-probabilities of completions are known for all sampling parameters, and not only for
+            plain ones (temperature 1, no truncation).
         tempered_score: The same of given token sequences.
         full_support: Nothing beyond the given parameters truncates what is drawn, such as a top-k of the server's own.
         seed: Draws are determined by the seed.
@@ -188,6 +188,7 @@ class Completion:
             rewards use it as vote weight.
         error: What went wrong, where ``finish_reason`` is ``error``.
         confidence: How sure the model was of the whole response, where that was asked for.
+        token_count: Number of the rollout's tokens where the backend knows that but not the tokens.
     """
 
     text: str
@@ -198,6 +199,12 @@ class Completion:
     log_weight: float = 0.0
     error: str | None = None
     confidence: Confidence | None = field(default=None, repr=False)
+    token_count: int | None = field(default=None, repr=False)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the rollout alone."""
+        return len(self.token_ids) if self.token_count is None else self.token_count
 
     def weighted(self, log_weight: float) -> Completion:
         """Return the same completion standing for ``exp(log_weight)`` draws."""

@@ -1,4 +1,4 @@
-"""Backends by name: ``"tiny/qwen3"``, ``"hf/ID_OR_PATH"``, ``"vllm/MODEL@URL"``, … Importing this module loads no model."""
+"""Backends by name: ``"tiny/qwen3"``, ``"hf/ID_OR_PATH"``, ``"vllm/MODEL@URL"``, … Importing this loads no model."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _load_server(kind: str, rest: str, options: dict[str, Any]) -> Backend:
     _check_options(name, options, signature(OpenAIBackend.connect).parameters, {"model", "base_url", "name"})
     open_one = load_vllm if kind == "vllm" else load_openai
     if len(urls) < 2:
-        return open_one(model, *(urls or [None]), name=name, **options)
+        return open_one(model, urls[0] if urls else None, name=name, **options)
     return Pool([open_one(model, url, name=addresses.shown(f"{kind}/{model}@{url}"), **options) for url in urls])
 
 

@@ -45,7 +45,7 @@ class OpenAIBackend(EndpointBackend):
         api: Api = "auto",
         retries: RetryPolicy | None = None,
         max_concurrency: int | Limiter = DEFAULT_CONCURRENCY,
-        timeout: float = 300.0,
+        timeout: float = 300.0,  # noqa: ASYNC109 - of each request; the SDK keeps it
     ) -> Self:
         """Connect to a server, and find out what it can do with a few small requests.
 

@@ -102,7 +102,7 @@ class ProposalRollouts:
         scores = await self._reference.score([candidate.state for candidate in candidates], usable)
         if [len(line) for line in scores] != [len(group) for group in usable]:
             raise BackendError(f"{self._reference.name} did not return one score for each completion")
-        self.scored_tokens += sum(len(completion.token_ids) for group in usable for completion in group)
+        self.scored_tokens += sum(completion.num_tokens for group in usable for completion in group)
         for candidate, completions, line in zip(candidates, drawn, scores, strict=True):
             scored = iter(line)
             candidate.rollouts += [

@@ -224,7 +224,7 @@ class Run:
         self._ceiling = max([*seen, *([] if self._ceiling is None else [self._ceiling])], default=None)
         for candidate in group.unfinished:
             cost = 1 if self._proposal is None else 2  # Every token of a proposal is scored, too.
-            tokens = sum(len(rollout.completion.token_ids) for rollout in candidate.rollouts)
+            tokens = sum(rollout.completion.num_tokens for rollout in candidate.rollouts)
             self._saved_tokens += cost * tokens * (sum(counts) / len(candidate.rollouts) - 1)
         return estimate, problems
 
@@ -233,7 +233,7 @@ class Run:
         before = [len(candidate.rollouts) for candidate in candidates]
         await self._within(self._source.draw(candidates, states, count, seed=seed))
         self._rollout_tokens += sum(
-            len(rollout.completion.token_ids)
+            rollout.completion.num_tokens
             for candidate, known in zip(candidates, before, strict=True)
             for rollout in candidate.rollouts[known:]
         )
@@ -288,7 +288,10 @@ class Run:
         return self._result(self._best.completion, self._best.reward, by)
 
     def _result(
-        self, completion: Completion, reward: float | None, finish_reason: Literal["stop", "length", "timeout", "budget"]
+        self,
+        completion: Completion,
+        reward: float | None,
+        finish_reason: Literal["stop", "length", "timeout", "budget"],
     ) -> Result:
         log_normalizer, log_normalizer_error = self._log_normalizer
         return Result(

@@ -86,8 +86,8 @@ class EndpointBackend(BackendContext):
             raise CapabilityError(f"{self._name} gives no log-probabilities, so it cannot tell its confidence")
         if params.confidence and not (params.plain or self._dialect.raw_logprobs):
             raise CapabilityError(
-                f"{self._name} gives log-probabilities of what is sampled, so its own confidence is known at temperature "
-                "1 without truncation only; with vLLM, start the server without --logprobs-mode"
+                f"{self._name} gives log-probabilities of what is sampled, so its own confidence is known at "
+                "temperature 1 without truncation only; with vLLM, start the server without --logprobs-mode"
             )
         encoded = await self._dialect.encode(prompt)
         if self._dialect.context is not None and len(encoded) + max_tokens > self._dialect.context:
@@ -222,9 +222,7 @@ class EndpointBackend(BackendContext):
         """
         most = self._dialect.most_rows
         return [
-            self._dialect.draw(
-                state, min(most, n - first), tokens=tokens, seed=seeds[first] >> 11, logprobs=logprobs
-            )
+            self._dialect.draw(state, min(most, n - first), tokens=tokens, seed=seeds[first] >> 11, logprobs=logprobs)
             for first in range(0, n, most)
         ]
 
@@ -291,6 +289,7 @@ class EndpointBackend(BackendContext):
                 else None,
                 finish_reason="stop" if draw.stopped else "length",
                 confidence=_confidence(state, draw),
+                token_count=None if draw.token_ids else draw.num_tokens,
             )
             for draw in outcome
         ]
@@ -310,9 +309,7 @@ def _as_completion(state: EndpointState) -> Completion:
 def _confidence(state: EndpointState, draw: Draw) -> Confidence | None:
     if state.confidence is None or draw.logprobs is None:
         return None
-    own = Confidence(
-        num_tokens=draw.num_tokens, logprob=math.fsum(draw.logprobs), entropy=None, self_certainty=None
-    )
+    own = Confidence(num_tokens=draw.num_tokens, logprob=math.fsum(draw.logprobs), entropy=None, self_certainty=None)
     return state.confidence + own
 
 

@@ -69,9 +69,9 @@ class ChatDialect:
         if n == 1:
             del body["n"]
         choices = await self.client.post(
-            "/chat/completions", body, lambda answer: replies.chats(answer, n, logprobs=logprobs)
+            "/chat/completions", body, lambda answer: replies.chats(answer, n, budget=tokens, logprobs=logprobs)
         )
-        return [as_draw("", choice, tokens) for choice in choices]
+        return [as_draw("", choice) for choice in choices]
 
     async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
         """Refuse: text would be tokenized anew."""

@@ -69,9 +69,11 @@ class TextDialect:
         if n == 1:
             del body["n"]
         choices = await self.client.post(
-            "/completions", body, lambda answer: replies.completions(answer, n, logprobs=logprobs, ids=False)
+            "/completions",
+            body,
+            lambda answer: replies.completions(answer, n, budget=tokens, logprobs=logprobs, ids=False),
         )
-        return [as_draw(raw, choice, tokens) for choice in choices]
+        return [as_draw(raw, choice) for choice in choices]
 
     async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
         """Refuse: text would be tokenized anew."""
@@ -86,13 +88,9 @@ class TextDialect:
         self.client.check_open()
 
 
-def as_draw(raw: str, choice: replies.Choice, tokens: int) -> Draw:
-    """Return a choice as a continuation of at most so many tokens of a text.
-
-    Where the server does not count them, one that stopped early is taken for as long as it could be.
-    """
-    count = tokens if choice.num_tokens is None else choice.num_tokens
-    return Draw(raw=raw + choice.text, num_tokens=count, stopped=choice.stopped, logprobs=choice.logprobs)
+def as_draw(raw: str, choice: replies.Choice) -> Draw:
+    """Return a choice as a continuation of a text."""
+    return Draw(raw=raw + choice.text, num_tokens=choice.num_tokens, stopped=choice.stopped, logprobs=choice.logprobs)
 
 
 def refuse_top_k(params: SamplingParams) -> None:

@@ -94,7 +94,7 @@ class TokenDialect:
         choices = await self.client.post(
             "/completions",
             body,
-            lambda answer: replies.completions(answer, rows, logprobs=logprobs, ids=True),
+            lambda answer: replies.completions(answer, rows, budget=tokens, logprobs=logprobs, ids=True),
         )
         drawn = await asyncio.gather(*(self._finished(state, raw, choice, split=split) for choice in choices))
         return list(drawn) * (n // rows)

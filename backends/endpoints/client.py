@@ -1,4 +1,4 @@
-"""Sends requests to an OpenAI-style server: limited, retried, with errors that name the request and never show a key."""
+"""Sends requests to an OpenAI-style server: limited, retried, with errors that name the request and show no key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds out, once, what a server can do: each feature is tried, because version numbers and documentation do not tell."""
+"""Finds out, once, what a server can do: each feature is tried, because version numbers do not tell."""
 
 from __future__ import annotations
 
@@ -141,15 +141,19 @@ async def _by_tokens(server: _Server, context: int | None) -> Dialect | None:
         **UNTRUNCATED,
     }
     if not await server.understands(
-        "/completions", body, lambda answer: replies.completions(answer, _ROWS, logprobs=False, ids=True)
+        "/completions",
+        body,
+        lambda answer: replies.completions(answer, _ROWS, budget=_TOKENS, logprobs=False, ids=True),
     ):
         return None
     drawn = await server.asked(
         "/completions",
         body | {"logprobs": 0},
-        lambda answer: replies.completions(answer, _ROWS, logprobs=True, ids=True),
+        lambda answer: replies.completions(answer, _ROWS, budget=_TOKENS, logprobs=True, ids=True),
     )
-    mode = await _logprobs_mode(server, "/completions", body | {"n": 1, "max_tokens": 1, "logprobs": 2}, _completion_top)
+    mode = await _logprobs_mode(
+        server, "/completions", body | {"n": 1, "max_tokens": 1, "logprobs": 2}, _completion_top
+    )
     score = False
     if drawn is not None and mode is not None:
         first = drawn[0]
@@ -187,7 +191,7 @@ async def _by_text(server: _Server) -> Dialect | None:
     plain = {"prompt": _TEXT, "max_tokens": _TOKENS, "temperature": 1.0, "top_p": 1.0}
 
     def read(n: int, *, logprobs: bool) -> Callable[[Any], Any]:
-        return lambda answer: replies.completions(answer, n, logprobs=logprobs, ids=False)
+        return lambda answer: replies.completions(answer, n, budget=_TOKENS, logprobs=logprobs, ids=False)
 
     if not await server.understands("/completions", plain, read(1, logprobs=False)):
         return None
@@ -213,7 +217,7 @@ async def _by_chat(server: _Server) -> Dialect | None:
     plain: dict[str, Any] = {"messages": [{"role": "user", "content": _TEXT}], "temperature": 1.0, "top_p": 1.0}
 
     def read(n: int, *, logprobs: bool) -> Callable[[Any], Any]:
-        return lambda answer: replies.chats(answer, n, logprobs=logprobs)
+        return lambda answer: replies.chats(answer, n, budget=2 * _TOKENS, logprobs=logprobs)
 
     names: tuple[BudgetField, ...] = ("max_tokens", "max_completion_tokens")
     for name in names:

@@ -1,10 +1,10 @@
-"""Reads what completion servers answer: checked by hand, because a model class per token takes longer than the network."""
+"""Reads what completion servers answer; checked by hand, because one object per token takes longer than the network."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backends.endpoints.client import Malformed
@@ -21,7 +21,7 @@ class Choice:
         text: Its text.
         stopped: Whether it ended by itself, and not because its budget was used up.
         token_ids: Its tokens, with the end-of-sequence token; empty where the server does not tell them.
-        num_tokens: How many there are; None where the server does not say.
+        num_tokens: How many there are; where only the number of all choices' tokens is known, an even share of them.
         logprobs: Log-probability of each (nats), where asked for.
         last_token: Text of the last token, where log-probabilities were asked for.
     """
@@ -29,29 +29,30 @@ class Choice:
     text: str
     stopped: bool
     token_ids: tuple[int, ...] = ()
-    num_tokens: int | None = None
+    num_tokens: int = 0
     logprobs: tuple[float, ...] | None = None
     last_token: str | None = None
 
 
-def completions(answer: Any, n: int, *, logprobs: bool, ids: bool) -> list[Choice]:
+def completions(answer: Any, n: int, *, budget: int, logprobs: bool, ids: bool) -> list[Choice]:
     """Read the answer of ``/completions``.
 
     Args:
         answer: The JSON.
         n: Choices that were asked for.
-        logprobs: Whether log-probabilities were.
+        budget: Most tokens of each.
+        logprobs: Whether log-probabilities were asked for.
         ids: Whether token ids were.
 
     Raises:
         Malformed: Something that was asked for is missing or makes no sense.
     """
-    return [_completion(choice, logprobs=logprobs, ids=ids) for choice in _choices(answer, n)]
+    return _counted([_completion(choice, logprobs=logprobs, ids=ids) for choice in _choices(answer, n)], answer, budget)
 
 
-def chats(answer: Any, n: int, *, logprobs: bool) -> list[Choice]:
+def chats(answer: Any, n: int, *, budget: int, logprobs: bool) -> list[Choice]:
     """Read the answer of ``/chat/completions``; as `completions`."""
-    return [_chat(choice, logprobs=logprobs) for choice in _choices(answer, n)]
+    return _counted([_chat(choice, logprobs=logprobs) for choice in _choices(answer, n)], answer, budget)
 
 
 def prompt_logprobs(answer: Any, wanted: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -92,7 +93,7 @@ def _completion(choice: Any, *, logprobs: bool, ids: bool) -> Choice:
         raise Malformed("a choice has no tokens")
     listed: tuple[float, ...] | None = None
     last_token = None
-    count = len(token_ids) if ids else None
+    count = len(token_ids)
     if logprobs:
         part = _field(choice, "logprobs")
         listed = _logprobs(_field(part, "token_logprobs"))
@@ -124,9 +125,22 @@ def _chat(choice: Any, *, logprobs: bool) -> Choice:
         if not isinstance(entries, list):
             raise Malformed("log-probabilities are missing")
         listed = _logprobs([_field(entry, "logprob") for entry in entries])
-    return Choice(
-        text=content or "", stopped=stopped, num_tokens=None if listed is None else len(listed), logprobs=listed
-    )
+    return Choice(text=content or "", stopped=stopped, num_tokens=0 if listed is None else len(listed), logprobs=listed)
+
+
+def _counted(choices: list[Choice], answer: Any, budget: int) -> list[Choice]:
+    """Return choices with their numbers of tokens, as far as they can be told; an unknown one is its whole budget."""
+    if all(choice.num_tokens for choice in choices):
+        return choices
+    usage = answer.get("usage")
+    total = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    stopped = sum(choice.stopped for choice in choices)
+    left = total - budget * (len(choices) - stopped) if isinstance(total, int) else budget * stopped
+    share = min(budget, max(1, left // stopped)) if stopped else budget
+    return [
+        replace(choice, num_tokens=share if choice.stopped else budget) if not choice.num_tokens else choice
+        for choice in choices
+    ]
 
 
 def _prompt_logprobs(choice: Any, wanted: Sequence[int]) -> list[float]:

@@ -61,7 +61,8 @@ async def budgets_are_respected(backend: Backend, prompt: Prompt) -> None:
         for new, completions in zip(successors, groups, strict=True):
             assert len(completions) == 3
             for completion in completions:
-                total = new.num_tokens + len(completion.token_ids)
+                total = new.num_tokens + completion.num_tokens
+                assert not completion.token_ids or completion.num_tokens == len(completion.token_ids)
                 assert total <= 7
                 assert completion.finish_reason in ("stop", "length")
                 assert completion.finish_reason != "length" or total == 7

@@ -1,12 +1,13 @@
 """Starts and stops vLLM's CPU build, in an environment of its own: ``python -m tests.vllm.servers start``.
 
-Two servers: the reference, which tells plain log-probabilities as vLLM does by default, and the small model, which tells
-those of what it samples. They stay up until ``stop``.
+Two servers: the reference, which tells plain log-probabilities as vLLM does by default, and the small model, which
+tells those of what it samples. They stay up until ``stop``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -142,10 +143,8 @@ def _alive(pid: int | None) -> bool:
     """Whether a process group has a process that is not dead, and is vLLM's: numbers are given anew after a restart."""
     if pid is None or b"vllm" not in _command(pid).lower():
         return False
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)  # A child that is dead stays until it is waited for.
     try:
         os.killpg(pid, 0)
     except (ProcessLookupError, PermissionError):
@@ -181,7 +180,10 @@ def main() -> None:
     for server in SERVERS:
         server.wait(began + START_LIMIT)
         print(f"vllm/{server.model}@{server.url}")
-    print(f"up after {time.monotonic() - began:.0f} s; `make test-vllm` tests against them and stops them", file=sys.stderr)
+    print(
+        f"up after {time.monotonic() - began:.0f} s; `make test-vllm` tests against them and stops them",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ PROBE = (
     "The answer is 3.14 + 1,000 = x²; naïve “日本語” \U0001f642\n\tdef f(x): return x  # end\n\n"
     "Consequently, the internationalisation of electroencephalography was unquestionably straightforward. "
     "Größenwahn, œuvre, señorita, Привет мир, مرحبا, नमस्ते, 你好世界, 안녕하세요\r\n"
-    "for (int i = 0; i < 1234567890; ++i) { sum += a[i] ** 2; } // HTTP_STATUS_NOT_FOUND\n    {\"key\": [null, true]}"
+    'for (int i = 0; i < 1234567890; ++i) { sum += a[i] ** 2; } // HTTP_STATUS_NOT_FOUND\n    {"key": [null, true]}'
 )
 """A text that different tokenizers split differently: words of many languages, digits, spaces, code."""
 

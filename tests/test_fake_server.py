@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import Counter
@@ -74,6 +75,8 @@ def test_row_k_has_the_kth_successor_of_the_seed(server: FakeServer, prompt: lis
     single = [call(server, COMPLETIONS, {"prompt": prompt, "seed": seed}).choices[0] for seed in range(-5, 25)]
     assert [choice["text"] for choice in many] == [choice["text"] for choice in single]
     assert [choice["index"] for choice in many] == list(range(30))
+    texts = [choice["text"] for choice in many]
+    assert texts[:5] != texts[10:5:-1], "a negative seed is a seed of its own"
     unseeded = {tuple(c["text"] for c in call(server, COMPLETIONS, {"prompt": prompt, "n": 30}).choices) for _ in "ab"}
     assert len(unseeded) == 2
 
@@ -120,6 +123,11 @@ def test_log_probabilities_are_exact(processed: bool, temperature: float) -> Non
             assert sorted(told["top_logprobs"][-1].values()) == [-9999.0, 0.0], "JSON has no minus infinity"
         chat = call(server, CHATS, {"messages": CHAT, "seed": 1, "logprobs": True, "temperature": temperature})
         content = chat.choices[0]["logprobs"]["content"]
+        assert content[0]["top_logprobs"] == []
+        chat = call(server, CHATS, {"messages": CHAT, "n": 20, "seed": 1, "logprobs": True, "top_logprobs": 2})
+        firsts = [choice["logprobs"]["content"][0] for choice in chat.choices]
+        alternatives = {(first["token"], *(other["token"] for other in first["top_logprobs"])) for first in firsts}
+        assert alternatives == {("a", "a", "d"), ("d", "d", "a")}, "vLLM has the chosen one first"
         assert [c["logprob"] for c in content] == pytest.approx([math.log(probabilities[c["token"]]) for c in content])
         # Scores of prompts know no temperature.
         scored = call(server, COMPLETIONS, {"prompt": "Which?a b", "temperature": 0.5, "prompt_logprobs": 0})
@@ -151,9 +159,41 @@ def test_prompts_are_scored_and_echoed(server: FakeServer, prompt: list[int]) ->
     (more,) = call(server, COMPLETIONS, {**bare, "max_tokens": 2}).choices
     assert more["text"] == "Which?<|response|>a b"
     assert more["logprobs"]["tokens"][-3:] == ["a", " b", "<|end|>"]
-    (alien,) = call(server, COMPLETIONS, {"prompt": [*prompt, 258, 258], "prompt_logprobs": 0}).choices
-    assert alien["prompt_logprobs"][-1]["258"]["logprob"] == -9999.0
+    (alien,) = call(server, COMPLETIONS, {"prompt": [*prompt, 258, 262, 259], "prompt_logprobs": 0}).choices
+    told = [entry["logprob"] for step in alien["prompt_logprobs"][-3:] for entry in step.values()]
+    assert told == [pytest.approx(math.log(5 / 8)), -9999.0, -9999.0], "a b, a c, but never a e b"
     assert (alien["text"], alien["finish_reason"]) == ("", "stop"), "a response that is none of the script's just ends"
+
+
+def test_a_stream_says_what_the_whole_answer_says(server: FakeServer) -> None:
+    def streamed(path: str, ask: dict[str, Any]) -> list[Any]:
+        reply = call(server, path, {**ask, "stream": True, "stream_options": {"include_usage": True}})
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        *lines, done, end = reply.raw.decode().split("\n\n")
+        assert (done, end) == ("data: [DONE]", "")
+        return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+    ask = {"prompt": "Which?", "n": 3, "seed": 2, "logprobs": 1, "return_token_ids": True}
+    whole = call(server, COMPLETIONS, ask)
+    *chunks, usage = streamed(COMPLETIONS, ask)
+    assert (usage["choices"], usage["usage"]) == ([], whole.json["usage"])
+    for choice in whole.choices:
+        parts = [part for chunk in chunks for part in chunk["choices"] if part["index"] == choice["index"]]
+        assert len(parts) == len(choice["text"].split())
+        assert "".join(part["text"] for part in parts) == choice["text"]
+        assert [token for part in parts for token in part["token_ids"]] == choice["token_ids"]
+        for name, values in choice["logprobs"].items():
+            assert [value for part in parts for value in part["logprobs"][name]] == values
+        assert [part["finish_reason"] for part in parts] == [None] * (len(parts) - 1) + ["stop"]
+        assert parts[0]["prompt_token_ids"] == choice["prompt_token_ids"]
+    ask = {"messages": CHAT, "seed": 2, "logprobs": True}
+    (said,) = call(server, CHATS, ask).choices
+    *chunks, _ = streamed(CHATS, ask)
+    deltas = [chunk["choices"][0] for chunk in chunks]
+    assert "".join(delta["delta"]["content"] for delta in deltas) == said["message"]["content"]
+    assert [entry for delta in deltas[1:] for entry in delta["logprobs"]["content"]] == said["logprobs"]["content"]
+    refused = call(server, COMPLETIONS, {"prompt": "x", "stream": True, "n": 0})
+    assert refused.json["error"]["code"] == 400
 
 
 def test_stop_strings_end_a_row(server: FakeServer) -> None:

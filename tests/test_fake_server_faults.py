@@ -65,6 +65,18 @@ def test_a_reset_is_a_reset_and_a_truncation_is_an_end(server: FakeServer, share
     ]
 
 
+def test_a_stream_can_break_off_too(server: FakeServer) -> None:
+    ask = {"prompt": "x", "stream": True}
+    server.faults = FaultPlan.first("truncated", "reset", "malformed_json", "more_choices")
+    with pytest.raises(http.client.IncompleteRead):
+        call(server, COMPLETIONS, ask)
+    with pytest.raises(ConnectionResetError):
+        call(server, COMPLETIONS, ask)
+    assert b"[DONE]" not in call(server, COMPLETIONS, ask).raw
+    assert b'"index":1' in call(server, COMPLETIONS, ask).raw
+    assert b"[DONE]" in call(server, COMPLETIONS, ask).raw
+
+
 def test_a_client_that_leaves_a_hang_is_seen(server: FakeServer) -> None:
     server.faults = FaultPlan.first("hang", "hang", Fault(kind="slow", delay=60))
     with sent(server.url, COMPLETIONS, {"prompt": "x"}), sent(server.url, COMPLETIONS, {"prompt": "x"}):

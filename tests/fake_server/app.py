@@ -14,7 +14,7 @@ from email.utils import formatdate
 from typing import Any
 
 from tests.fake_server.answers import Answers
-from tests.fake_server.faults import Asked, Fault, FaultPlan
+from tests.fake_server.faults import GENERATION, Asked, Fault, FaultPlan
 from tests.fake_server.models import Model
 from tests.fake_server.profiles import PROFILES, ApiError, Profile, ProfileName
 from tests.fake_server.records import Record, Records
@@ -26,6 +26,7 @@ from tests.fake_server.requests import (
     check_messages,
     parse,
 )
+from tests.fake_server.stream import events
 from tests.fake_server.wire import (
     ClientGoneError,
     Headers,
@@ -135,7 +136,7 @@ class FakeApp:
                 status, message = fault.error
                 record.status = status
                 body = ApiError(status, message, kind=fault.kind).body(self.profile)
-                await send_whole(send, status, encode(body), [*extra, *_retry_after(fault)])
+                await send_whole(send, status, [encode(body)], [*extra, *_retry_after(fault)])
                 return
             if fault.kind == "hang":
                 await gone(receive)
@@ -146,7 +147,7 @@ class FakeApp:
         status, answer = await (work if self.model.instant else until_gone(work, receive))
         record.status = status
         if fault is None:
-            await send_whole(send, status, encode(answer), extra)
+            await send_whole(send, status, _parts(record, answer), extra, stream=_is_stream(record))
         else:
             await self._spoil(fault, record, answer, receive, send, extra)
 
@@ -155,19 +156,20 @@ class FakeApp:
     ) -> None:
         """Send an answer with a fault in it; note none where it made no difference."""
         assert record.status is not None
-        body = encode(answer)
+        parts, stream = _parts(record, answer), _is_stream(record)
         if fault.kind in ("reset", "truncated"):
             reset = fault.kind == "reset"
-            await send_part(send, receive, record.status, body, extra, sent=fault.sent, reset=reset)
+            await send_part(send, receive, record.status, parts, extra, sent=fault.sent, reset=reset, stream=stream)
             return
-        spoiled = body
+        spoiled = parts
         if fault.kind == "malformed_json":
-            spoiled = body[: len(body) // 2]
+            whole = b"".join(parts)
+            spoiled = [whole[: len(whole) // 2]]
         elif record.status == 200 and isinstance(answer, dict) and "choices" in answer:
-            spoiled = encode(fault.alter(answer))
-        if spoiled == body and fault.kind != "slow":
+            spoiled = _parts(record, fault.alter(answer))
+        if spoiled == parts and fault.kind != "slow":
             record.fault = None
-        await send_whole(send, record.status, spoiled, extra)
+        await send_whole(send, record.status, spoiled, extra, stream=stream)
 
     async def _answer(
         self, record: Record, headers: dict[str, str], problem: str | None, request_id: str
@@ -283,3 +285,14 @@ def _retry_after(fault: Fault) -> Headers:
     if fault.as_date:
         return [(b"retry-after", formatdate(math.ceil(time.time() + fault.retry_after), usegmt=True).encode())]
     return [(b"retry-after", f"{fault.retry_after:g}".encode())]
+
+
+def _is_stream(record: Record) -> bool:
+    """Whether the answer is a stream; errors never are."""
+    return record.status == 200 and record.path in GENERATION and record.body.get("stream") is True
+
+
+def _parts(record: Record, answer: Any) -> list[bytes]:
+    if not _is_stream(record):
+        return [encode(answer)]
+    return events(answer, usage=bool((record.body.get("stream_options") or {}).get("include_usage")))

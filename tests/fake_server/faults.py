@@ -29,7 +29,8 @@ _STATUS: dict[Kind, tuple[int, str]] = {
     "server_error": (500, "The server had an error while processing your request."),
     "unavailable": (503, "The engine is currently overloaded, please try again later."),
 }
-_GENERATION = ("/v1/completions", "/v1/chat/completions")
+GENERATION = ("/v1/completions", "/v1/chat/completions")
+"""Paths of requests that want something drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +114,7 @@ class Asked:
     @property
     def generation(self) -> bool:
         """Whether it wants something drawn."""
-        return self.path in _GENERATION
+        return self.path in GENERATION
 
 
 Decide = Callable[[Asked], Fault | None]

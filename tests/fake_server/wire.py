@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 Message = MutableMapping[str, Any]
@@ -66,16 +66,28 @@ def encode(answer: Any) -> bytes:
     return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-async def send_whole(send: Send, status: int, body: bytes, headers: Headers) -> None:
-    """Send an answer."""
-    await send({"type": "http.response.start", "status": status, "headers": _headers(len(body), headers)})
-    await send({"type": "http.response.body", "body": body})
+async def send_whole(
+    send: Send, status: int, parts: Sequence[bytes], headers: Headers, *, stream: bool = False
+) -> None:
+    """Send an answer: one part, or those of a stream."""
+    await send({"type": "http.response.start", "status": status, "headers": _headers(parts, headers, stream)})
+    for part in parts[:-1]:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": parts[-1]})
 
 
 async def send_part(
-    send: Send, receive: Receive, status: int, body: bytes, headers: Headers, *, sent: float, reset: bool
+    send: Send,
+    receive: Receive,
+    status: int,
+    parts: Sequence[bytes],
+    headers: Headers,
+    *,
+    sent: float,
+    reset: bool,
+    stream: bool = False,
 ) -> None:
-    """Announce a whole body, send a part of it, and end the connection.
+    """Announce a whole answer, send a share of its bytes, and end the connection.
 
     Args:
         sent: Share of the body.
@@ -83,7 +95,8 @@ async def send_part(
     """
     # ASGI has no word for this; uvicorn's `send` is a method of the object that holds the connection.
     transport: asyncio.Transport = send.__self__.transport  # type: ignore[attr-defined]
-    await send({"type": "http.response.start", "status": status, "headers": _headers(len(body), headers)})
+    body = b"".join(parts)
+    await send({"type": "http.response.start", "status": status, "headers": _headers(parts, headers, stream)})
     await send({"type": "http.response.body", "body": body[: int(len(body) * sent)], "more_body": True})
     # The event loop writes at the end of its turn, and what it still holds would be lost.
     await asyncio.sleep(0)
@@ -99,5 +112,9 @@ async def send_part(
     await gone(receive)
 
 
-def _headers(size: int, headers: Headers) -> Headers:
-    return [(b"content-type", b"application/json"), (b"content-length", str(size).encode()), *headers]
+def _headers(parts: Sequence[bytes], headers: Headers, stream: bool) -> Headers:
+    """Return the headers; without a length, uvicorn marks where each part of a stream ends."""
+    if stream:
+        return [(b"content-type", b"text/event-stream; charset=utf-8"), *headers]
+    size = str(sum(map(len, parts))).encode()
+    return [(b"content-type", b"application/json"), (b"content-length", size), *headers]

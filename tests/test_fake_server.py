@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from backends import SamplingParams
 from tests.fake_server import FakeServer, ScriptedModel
-from tests.fake_server.client import call, sent
+from tests.fake_server.client import call
 
 RESPONSES = {"a b": 4.0, "a c": 1.0, "d e f": 3.0}
 CHAT = [{"role": "user", "content": "Which one?"}]
@@ -121,6 +119,9 @@ def test_log_probabilities_are_exact(processed: bool, temperature: float) -> Non
             assert told["text_offset"] == [len("".join(told["tokens"][:i])) for i in range(len(told["tokens"]))]
             assert told["top_logprobs"][0] == pytest.approx({token: math.log(p) for token, p in first.items()})
             assert sorted(told["top_logprobs"][-1].values()) == [-9999.0, 0.0], "JSON has no minus infinity"
+        for choice in call(server, COMPLETIONS, {**wish, "logprobs": 1}).choices:
+            (token, *_), (step, *_) = choice["logprobs"]["tokens"], choice["logprobs"]["top_logprobs"]
+            assert step.keys() == {"a", token}, "the most probable one, and the chosen one as well"
         chat = call(server, CHATS, {"messages": CHAT, "seed": 1, "logprobs": True, "temperature": temperature})
         content = chat.choices[0]["logprobs"]["content"]
         assert content[0]["top_logprobs"] == []
@@ -153,12 +154,20 @@ def test_prompts_are_scored_and_echoed(server: FakeServer, prompt: list[int]) ->
     assert {entry["rank"] for entry in steps[len(prompt)].values()} == {1, 2} or len(steps[len(prompt)]) == 1
     bare = {"prompt": "Which?a b", "echo": True, "max_tokens": 0, "logprobs": 0}
     (echoed,) = call(server, COMPLETIONS, bare).choices
-    assert echoed["text"] == "Which?<|response|>a b"
+    assert echoed["text"] == "Which?a b"
     assert echoed["logprobs"]["token_logprobs"][0] is None
     assert echoed["logprobs"]["token_logprobs"][-2:] == pytest.approx([math.log(5 / 8), math.log(4 / 5)])
     (more,) = call(server, COMPLETIONS, {**bare, "max_tokens": 2}).choices
-    assert more["text"] == "Which?<|response|>a b"
+    assert more["text"] == "Which?a b"
+    (said,) = call(server, COMPLETIONS, {**bare, "prompt": [*prompt, 258], "max_tokens": 0}).choices
+    assert said["text"] == "user: Which one?\n<|response|>a"
     assert more["logprobs"]["tokens"][-3:] == ["a", " b", "<|end|>"]
+    unmarked = call(server, "/tokenize", {"prompt": "Which?", "add_special_tokens": False}).json["tokens"]
+    (found,) = call(server, COMPLETIONS, {"prompt": [*unmarked, 258, 259], "prompt_logprobs": 0}).choices
+    assert found["text"] == ""
+    told = [entry["logprob"] for step in found["prompt_logprobs"][1:] for entry in step.values()]
+    assert told[-2:] == pytest.approx([math.log(5 / 8), math.log(4 / 5)]), "the response is found without its mark"
+    assert set(told[:-2]) == {-math.log(2 + 256 + 6)}, "all tokens are alike in a question"
     (alien,) = call(server, COMPLETIONS, {"prompt": [*prompt, 258, 262, 259], "prompt_logprobs": 0}).choices
     told = [entry["logprob"] for step in alien["prompt_logprobs"][-3:] for entry in step.values()]
     assert told == [pytest.approx(math.log(5 / 8)), -9999.0, -9999.0], "a b, a c, but never a e b"
@@ -207,6 +216,10 @@ def test_stop_strings_end_a_row(server: FakeServer) -> None:
     kept = call(server, COMPLETIONS, {**wish, "include_stop_str_in_output": True}).choices
     assert {choice["text"] for choice in kept} == {"a b", "a c", "d e"}
     assert all(len(choice["logprobs"]["tokens"]) == len(choice["token_ids"]) for choice in plain)
+    both = call(server, COMPLETIONS, {**wish, "stop": [" e", " ", "e"]}).choices
+    assert {choice["stop_reason"] for choice in both} == {" "}, "the one that is complete first"
+    across = call(server, COMPLETIONS, {**wish, "stop": "e "}).choices
+    assert {choice["text"] for choice in across} == {"a b", "a c", "d "}
     first = kept[0]["token_ids"][0]
     ended = call(server, COMPLETIONS, {**wish, "stop": "z", "stop_token_ids": [first]}).choices
     assert {choice["stop_reason"] for choice in ended} == {first, None}
@@ -227,6 +240,7 @@ def test_prompts_come_one_or_several_as_text_or_as_tokens(server: FakeServer, pr
     [
         ({"prompt": "x", "model": "other"}, 404, "The model `other` does not exist", "model"),
         ({"prompt": [5, 100_000]}, 400, "Token id 100000 is out of vocabulary", None),
+        ({"prompt": [2 + 256 + 6]}, 400, "Token id 264 is out of vocabulary", None),
         ({"prompt": [5] * 5000}, 400, "your prompt contains 5000 input tokens", "input_tokens"),
         ({"prompt": "x" * 5000}, 400, "contains at least 4097 input tokens", "input_tokens"),
         ({"prompt": [5] * 4096}, 400, "max_tokens must be at least 1, got 0", "max_tokens"),
@@ -329,68 +343,3 @@ def test_a_key_is_asked_for_and_not_kept() -> None:
         assert not any("authorization" in record.headers for record in server.records.all())
     with FakeServer(ScriptedModel(RESPONSES), api_key="sk-right-key") as server:
         assert call(server, "/v1/models").json == {"error": "Unauthorized"}
-
-
-class TestLocalModel:
-    """The embedded model over HTTP is the embedded model."""
-
-    @pytest.mark.parametrize("processed", [False, True])
-    async def test_log_probabilities_are_the_local_backends(self, tiny: Any, processed: bool) -> None:
-        from backends import Completion
-        from tests.fake_server.local import LocalModel
-
-        question = [{"role": "user", "content": "Tom has 3 apples and buys 4 more. How many apples does he have now?"}]
-        with FakeServer(LocalModel(tiny), processed_logprobs=processed) as server:
-            ids = call(server, "/tokenize", {"messages": question}).json["tokens"]
-            for params in (SamplingParams(), SamplingParams(temperature=1.5), SamplingParams(temperature=1.2, top_k=5)):
-                state = await tiny.begin(question, max_tokens=64, params=params)
-                assert list(state.prompt_ids) == ids
-                plain = await tiny.begin(question, max_tokens=64, params=SamplingParams())
-                wish = {"temperature": params.temperature, "top_k": params.top_k, "max_tokens": 64, "n": 4, "seed": 1}
-                for top in (0, 2):
-                    ask = {"prompt": ids, "return_token_ids": True, "logprobs": top, **wish}
-                    for choice in call(server, COMPLETIONS, ask).choices:
-                        tokens = choice["token_ids"]
-                        drawn = Completion(text="", token_ids=tuple(tokens))
-                        ((raw,),), ((sampled,),) = (
-                            await tiny.score([plain], [[drawn]]),
-                            await tiny.score([state], [[drawn]]),
-                        )
-                        told = sum(choice["logprobs"]["token_logprobs"])
-                        assert told == pytest.approx(sampled if processed else raw, abs=1e-3)
-                        assert all(len(step) in (top, top + 1) for step in choice["logprobs"]["top_logprobs"] if top)
-                        given = {"prompt": ids + tokens, "max_tokens": 1, "prompt_logprobs": 0, "temperature": 0.3}
-                        steps = call(server, COMPLETIONS, given).choices[0]["prompt_logprobs"][len(ids) :]
-                        scores = [step[str(token)]["logprob"] for step, token in zip(steps, tokens, strict=True)]
-                        assert sum(scores) == pytest.approx(raw, abs=1e-3), "prompts are scored raw"
-
-    def test_rows_end_as_vllm_ends_them(self, tiny: Any) -> None:
-        from tests.fake_server.local import LocalModel
-
-        with FakeServer(LocalModel(tiny, max_model_len=200)) as server:
-            ids = call(server, "/tokenize", {"messages": CHAT}).json["tokens"]
-            ask = {"prompt": ids, "temperature": 0, "return_token_ids": True, "max_tokens": 150}
-            (whole,) = call(server, COMPLETIONS, ask).choices
-            assert (whole["finish_reason"], whole["stop_reason"], whole["token_ids"][-1]) == ("stop", None, 2)
-            (cut,) = call(server, COMPLETIONS, {**ask, "stop": whole["text"][2:5]}).choices
-            assert (cut["text"], cut["stop_reason"]) == (whole["text"][:2], whole["text"][2:5])
-            third = whole["token_ids"][2]
-            (ended,) = call(server, COMPLETIONS, {**ask, "stop_token_ids": [third]}).choices
-            assert ended["token_ids"] == whole["token_ids"][: whole["token_ids"].index(third) + 1]
-            assert ended["stop_reason"] == third
-            assert call(server, COMPLETIONS, {**ask, "min_p": 0.1}).status == 400
-
-    def test_a_draw_that_nobody_waits_for_is_stopped(self, tiny: Any) -> None:
-        from tests.fake_server.local import LocalModel
-
-        with FakeServer(LocalModel(tiny)) as server:
-            ask = {"prompt": [5, 6], "n": 64, "temperature": 2.0, "max_tokens": 1000}
-            with sent(server.url, COMPLETIONS, ask):
-                server.records.wait(lambda records: records.active == 1)
-            server.wait_idle()
-            assert server.records.aborted == 1
-            assert call(server, COMPLETIONS, {"prompt": [5, 6], "max_tokens": 1}).status == 200
-            deadline = time.monotonic() + 10
-            while tiny._engine._owners and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert not tiny._engine._owners

@@ -156,6 +156,7 @@ def test_stopping_waits_for_nobody() -> None:
 def test_a_process_can_be_killed_and_started_again() -> None:
     with FakeProcess(responses={"x y": 1.0}, options=("--profile", "completions", "--delay", "60")) as process:
         with sent(process.url, COMPLETIONS, {"model": "scripted", "prompt": "q"}) as connection:
+            process.wait(lambda stats: stats["active"] == 1)
             process.kill()
             with pytest.raises((ConnectionError, http.client.HTTPException)):
                 connection.getresponse()
@@ -167,6 +168,7 @@ def test_a_process_can_be_killed_and_started_again() -> None:
         with process:
             assert process.url == url
             assert call(process, "/health").status == 200
+            assert process.stats() == {"total": 1, "active": 0, "most_active": 1, "aborted": 0}
     with pytest.raises(RuntimeError, match="did not start"):
         FakeProcess(options=("--profile", "none")).__enter__()
 

@@ -44,17 +44,16 @@ class Answers:
         self._check_top("sample logprobs", "logprobs", top)
         self._check_top("prompt logprobs", "prompt_logprobs", scored)
         bare = bool(request.echo) and request.max_tokens == 0
-        budgets = [1 if bare else self._budget(request.max_tokens, len(prompt)) for prompt in prompts]
+        budgets = [1 if bare else self._budget(request.max_tokens, len(prompt)) for prompt, _ in prompts]
         choices: list[dict[str, Any]] = []
         drawn = 0
-        for prompt, budget in zip(prompts, budgets, strict=True):
+        for (prompt, before), budget in zip(prompts, budgets, strict=True):
             rows = await self._draw(prompt, request, sampling, budget, top)
             steps = None if scored is None else await self.model.score(prompt, top=scored)
             told = None if steps is None else [None, *(self._as_mapping(step) for step in steps)]
             for row in rows:
                 ids, row_steps, text = row.token_ids, row.steps, row.text
                 if request.echo:
-                    before = "" if request.return_token_ids else self.model.decode(prompt, skip_special=False)
                     ids, text = ([*prompt], before) if bare else ([*prompt, *ids], before + text)
                     if top is not None:
                         assert steps is not None
@@ -81,7 +80,8 @@ class Answers:
                     }
                 choices.append(choice)
                 drawn += len(row.token_ids)
-        answer = self._frame("text_completion", f"cmpl-{request_id}", choices, sum(map(len, prompts)), drawn)
+        length = sum(len(prompt) for prompt, _ in prompts)
+        answer = self._frame("text_completion", f"cmpl-{request_id}", choices, length, drawn)
         if self.profile.vllm:
             answer |= {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
         return answer
@@ -142,8 +142,8 @@ class Answers:
             prompt, seeds, sampling=sampling, max_tokens=budget, top=top, processed=self.processed
         )
 
-    def _prompts(self, request: CompletionRequest) -> list[list[int]]:
-        """Return each prompt's tokens, all of them inside the vocabulary and none of them too long."""
+    def _prompts(self, request: CompletionRequest) -> list[tuple[list[int], str]]:
+        """Return each prompt's tokens, inside the vocabulary and not too many, and its text where it is echoed."""
         given: Any = request.prompt
         if isinstance(given, str) or (given and isinstance(given[0], int)):
             given = [given]
@@ -158,7 +158,10 @@ class Answers:
             self._check_length(len(ids), text=text)
             if max(ids) >= self.model.vocabulary_size:
                 raise ApiError(400, f"Token id {max(ids)} is out of vocabulary")
-            prompts.append(ids)
+            echoed = ""
+            if request.echo and not request.return_token_ids:
+                echoed = prompt if text else self.model.decode(ids, skip_special=False)
+            prompts.append((ids, echoed))
         return prompts
 
     def _check_length(self, length: int, *, text: bool = False) -> None:

@@ -42,6 +42,8 @@ from tests.fake_server.wire import (
 
 VERSION = "0.32.0"
 """Of the vLLM that is imitated."""
+STATS = "/fake/stats"
+"""Where a server in another process tells `Records.stats`; such requests are not recorded."""
 _CREATED = 1_700_000_000
 
 
@@ -108,6 +110,9 @@ class FakeApp:
         if raw is None:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["path"] == STATS:
+            await send_whole(send, 200, [encode(self.records.stats())], [])
+            return
         body, problem = None, None
         if scope["method"] == "POST":
             try:

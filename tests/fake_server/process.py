@@ -8,10 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.fake_server.app import STATS
 
 _ROOT = Path(__file__).parents[2]
 _PATIENCE = 60.0
@@ -60,6 +64,24 @@ class FakeProcess:
     def alive(self) -> bool:
         """Whether it runs."""
         return self._process is not None and self._process.poll() is None
+
+    def stats(self) -> dict[str, int]:
+        """Return ``total``, ``active``, ``most_active`` and ``aborted`` of its records."""
+        with urllib.request.urlopen(f"{self.url}{STATS}", timeout=10) as response:
+            totals: dict[str, int] = json.load(response)
+        return totals
+
+    def wait(self, condition: Callable[[dict[str, int]], bool], timeout: float = 10.0) -> None:
+        """Ask again and again until something is true of `stats`; call it in a thread from async code.
+
+        Raises:
+            TimeoutError: It did not become true within ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while not condition(self.stats()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not so after {timeout:g} s: {self.stats()}")
+            time.sleep(0.005)
 
     def kill(self) -> None:
         """Kill it at once (SIGKILL): its connections are reset in the middle of whatever they were doing."""

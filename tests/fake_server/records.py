@@ -91,6 +91,10 @@ class Records:
         """Requests whose client went away before it had the answer."""
         return sum(record.aborted for record in self.all())
 
+    def stats(self) -> dict[str, int]:
+        """Return the totals by name."""
+        return {name: getattr(self, name) for name in ("total", "active", "most_active", "aborted")}
+
     def wait(self, condition: Callable[[Records], bool], timeout: float = 10.0) -> None:
         """Block until something is true of the records; call it in a thread from async code.
 

@@ -223,7 +223,7 @@ def test_stop_strings_end_a_row(server: FakeServer) -> None:
     first = kept[0]["token_ids"][0]
     ended = call(server, COMPLETIONS, {**wish, "stop": "z", "stop_token_ids": [first]}).choices
     assert {choice["stop_reason"] for choice in ended} == {first, None}
-    assert {len(choice["token_ids"]) for choice in ended if choice["stop_reason"]} == {1}
+    assert {(len(c["token_ids"]), c["text"]) for c in ended if c["stop_reason"]} == {(1, "")}
 
 
 def test_prompts_come_one_or_several_as_text_or_as_tokens(server: FakeServer, prompt: list[int]) -> None:

@@ -50,14 +50,14 @@ async def serve(app: FakeApp, listener: socket.socket, stop: asyncio.Event, read
         await stop.wait()
     finally:
         server.close()
-        tasks = list(state.tasks)
-        for connection in list(state.connections):
-            connection.transport.abort()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        # Aborted connections are told so by the loop.
-        while state.connections:
+        told: set[asyncio.Task[None]] = set()
+        # Again and again: connections that were just being accepted come up while the others go.
+        while state.connections or state.tasks:
+            for connection in list(state.connections):
+                connection.transport.abort()
+            for task in state.tasks - told:
+                task.cancel()
+            told |= state.tasks
             await asyncio.sleep(0)
 
 

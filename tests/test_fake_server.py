@@ -125,6 +125,7 @@ def test_log_probabilities_are_exact(processed: bool, temperature: float) -> Non
         chat = call(server, CHATS, {"messages": CHAT, "seed": 1, "logprobs": True, "temperature": temperature})
         content = chat.choices[0]["logprobs"]["content"]
         assert content[0]["top_logprobs"] == []
+        assert content[-1]["token"] == "<|end|>"
         chat = call(server, CHATS, {"messages": CHAT, "n": 20, "seed": 1, "logprobs": True, "top_logprobs": 2})
         firsts = [choice["logprobs"]["content"][0] for choice in chat.choices]
         alternatives = {(first["token"], *(other["token"] for other in first["top_logprobs"])) for first in firsts}
@@ -151,7 +152,10 @@ def test_prompts_are_scored_and_echoed(server: FakeServer, prompt: list[int]) ->
     assert len(steps) == len(prompt) + len(drawn["token_ids"])
     scores = [step[str(token)]["logprob"] for step, token in zip(steps[1:], given["prompt"][1:], strict=True)]
     assert math.exp(sum(scores[len(prompt) - 1 :])) == pytest.approx(RESPONSES[drawn["text"]] / 8)
-    assert {entry["rank"] for entry in steps[len(prompt)].values()} == {1, 2} or len(steps[len(prompt)]) == 1
+    given = {"prompt": [*prompt, 261, 262], "prompt_logprobs": 2}
+    *_, first, second = call(server, COMPLETIONS, given).choices[0]["prompt_logprobs"]
+    assert {entry["decoded_token"]: entry["rank"] for entry in first.values()} == {"d": 2, "a": 1}
+    assert next(iter(second.values())) == {"decoded_token": " e", "rank": 1, "logprob": 0.0}
     bare = {"prompt": "Which?a b", "echo": True, "max_tokens": 0, "logprobs": 0}
     (echoed,) = call(server, COMPLETIONS, bare).choices
     assert echoed["text"] == "Which?a b"
@@ -231,8 +235,10 @@ def test_prompts_come_one_or_several_as_text_or_as_tokens(server: FakeServer, pr
         reply = call(server, COMPLETIONS, {"prompt": given, "n": 3, "max_tokens": 1})
         assert [choice["index"] for choice in reply.choices] == list(range(3 * count))
         assert reply.json["usage"]["completion_tokens"] == 3 * count
-    usage = call(server, COMPLETIONS, {"prompt": prompt, "max_tokens": 1}).json["usage"]
-    assert (usage["prompt_tokens"], usage["total_tokens"]) == (len(prompt), len(prompt) + 1)
+    for path, ask in ((COMPLETIONS, {"prompt": prompt}), (CHATS, {"messages": CHAT})):
+        usage = call(server, path, {**ask, "temperature": 0}).json["usage"]
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (len(prompt), 3), "the end counts"
+        assert usage["total_tokens"] == len(prompt) + 3
 
 
 @pytest.mark.parametrize(

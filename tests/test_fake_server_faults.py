@@ -53,11 +53,10 @@ def test_a_reset_is_a_reset_and_a_truncation_is_an_end(server: FakeServer, share
             except ConnectionResetError:
                 broken = True
             assert broken == (kind == "reset")
-        if kind == "truncated":
-            head, _, body = got.partition(b"\r\n\r\n")
-            size = re.search(rb"content-length: (\d+)", head)
-            assert size is not None
-            assert len(body) == int(int(size[1]) * share)
+        head, _, body = got.partition(b"\r\n\r\n")
+        size = re.search(rb"content-length: (\d+)", head)
+        assert size is not None
+        assert len(body) == int(int(size[1]) * share)
     server.wait_idle()
     assert [(record.fault, record.status, record.aborted) for record in server.records.all()] == [
         ("reset", 200, False),
@@ -87,8 +86,18 @@ def test_a_client_that_leaves_a_hang_is_seen(server: FakeServer) -> None:
         with pytest.raises(TimeoutError, match="not so after"):
             server.wait_idle(0.01)
     server.wait_idle()
-    assert [(record.status, record.aborted) for record in server.records.all()] == [(None, True)] * 3
-    assert (server.records.total, server.records.most_active, server.records.aborted) == (3, 3, 3)
+    assert [(record.status, record.aborted) for record in server.records.all(COMPLETIONS)] == [(None, True)] * 3
+    assert call(server, "/health").status == 200
+    server.wait_idle()
+    assert server.records.stats() == {"total": 4, "active": 0, "most_active": 3, "aborted": 3}
+
+
+def test_a_draw_is_stopped_when_its_client_leaves() -> None:
+    with FakeServer(ScriptedModel(RESPONSES, delay=60)) as server:
+        with sent(server.url, COMPLETIONS, {"prompt": "x"}):
+            server.records.wait(lambda records: records.active == 1)
+        server.wait_idle()
+        assert server.records.aborted == 1
 
 
 def test_faults_in_an_answer(server: FakeServer) -> None:

@@ -53,7 +53,7 @@ class FakeApp:
     Args:
         model: What it serves.
         profile: Which kind of server to imitate.
-        processed_logprobs: Whether vLLM tells log-probabilities of the sampled distribution.
+        processed_logprobs: Whether log-probabilities are of the sampled distribution, or of the model's own.
         max_logprobs: Most alternatives at each position, -1 for the whole vocabulary; by default the profile's.
         end_in_logprobs: Whether the token that ends a response has a log-probability; by default the profile's.
         api_key: What clients must send as bearer key; None lets everybody in.
@@ -86,9 +86,6 @@ class FakeApp:
         self.failures: list[Exception] = []
         """Mistakes of this server's own; there must be none."""
         self._answers = Answers(model=model, profile=chosen, processed=processed_logprobs)
-        # The other kinds of server are those that go by plain log-probabilities of what they sample.
-        if not chosen.vllm:
-            self._answers = replace(self._answers, processed=False)
         self._key = api_key
         self._routes: dict[str, tuple[str, Callable[[Any, str], Awaitable[Any]]]] = {
             "/v1/models": ("GET", self._models),

@@ -139,18 +139,26 @@ class Limiter(Turnstile):
         """Places that are taken."""
         return self._active
 
-    async def __aenter__(self) -> None:
-        """Take a place, once there is one.
+    async def acquire(self) -> None:
+        """Take a place, once there is one; `release` gives it back.
 
         Raises:
             QueueFullError: There is none, and as many wait already as may.
         """
         await self._enter()
 
+    def release(self) -> None:
+        """Leave a place to whoever has waited longest."""
+        self._leave()
+
+    async def __aenter__(self) -> None:
+        """Take a place; see `acquire`."""
+        await self._enter()
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the place to whoever has waited longest."""
+        """Leave the place."""
         self._leave()
 
     def _take(self, size: int) -> bool:

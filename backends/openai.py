@@ -64,12 +64,12 @@ class OpenAIBackend(EndpointBackend):
             EndpointError: The server cannot be reached, or refuses the key.
             BackendError: It does not have the model.
         """
+        limiter = max_concurrency if isinstance(max_concurrency, Limiter) else Limiter(max_concurrency)
         client = Client(
             base_url,
             api_key=SecretStr(api_key) if isinstance(api_key, str) else api_key,
             key_hint=key_hint,
             retries=retries if retries is not None else RetryPolicy(deadline=2 * timeout),
-            limiter=max_concurrency if isinstance(max_concurrency, Limiter) else Limiter(max_concurrency),
             timeout=timeout,
         )
         try:
@@ -77,7 +77,7 @@ class OpenAIBackend(EndpointBackend):
         except BaseException:
             await client.aclose()
             raise
-        return cls(dialect, name=name or f"{model}@{client.url}")
+        return cls(dialect, name=name or f"{model}@{client.url}", limiter=limiter)
 
     @classmethod
     def load(cls, model: str, base_url: str, **options: Any) -> Self:

@@ -92,9 +92,18 @@ class _Request:
         """How the last try ended."""
         self._too_late: str | None = None
         """Why no other try can begin in time, once none can."""
+        self._first: BackendError | None = None
+        """How the first try failed, until that has been told to tenacity."""
 
     async def run(self) -> Any:
-        # An object of its own for each request: tenacity keeps in it what it is doing, by thread and not by task.
+        try:
+            return await self._try()
+        except BackendError as error:
+            if not getattr(error, "retryable", False):
+                raise
+            self._first = error
+        # Only now: of the thousands of requests that a program may have under way, few ever fail. And an object of its
+        # own for each, because tenacity keeps in it what it is doing, by thread and not by task.
         retrying = AsyncRetrying(
             sleep=asyncio.sleep,
             retry=self._is_retryable,
@@ -107,6 +116,9 @@ class _Request:
 
     async def _try(self) -> Any:
         """Send the request once; cut it off at the deadline."""
+        if self._first is not None:
+            first, self._first = self._first, None
+            raise first
         try:
             async with asyncio.timeout_at(self._end) as scope:
                 return await self._function()

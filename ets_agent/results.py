@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,14 +12,23 @@ from ets_agent.config import ETSConfig
 from ets_agent.energy import Fallback
 
 
+_CONFIG = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True)
+
+
 class _Record(BaseModel):
     """A frozen model whose infinities are legal JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True)
+    model_config = _CONFIG
 
 
-class RolloutTrace(_Record):
-    """One complete response by which a candidate was judged."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutTrace:
+    """One complete response by which a candidate was judged.
+
+    It is no model, because a run has hundreds of them, and a model takes three times as many objects.
+    """
+
+    __pydantic_config__ = _CONFIG
 
     text: str
     """The whole response."""

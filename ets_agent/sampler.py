@@ -15,6 +15,7 @@ from backends import Backend, CapabilityError, Prompt
 from backends.base import row_seeds
 from ets_agent._proposal import check_proposal_settings, check_same_tokens, check_weighing
 from ets_agent._run import Run
+from ets_agent._turns import take_turn
 from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError, RunningLoopError
 from ets_agent.results import Event, Finished, Result
@@ -108,6 +109,7 @@ class ETS:
             backends.PromptError: The prompt is empty or too long for the model's context.
             backends.BackendError: The model failed.
         """
+        await take_turn()
         async with aclosing(self.stream(prompt, reward=reward, **overrides)) as events:
             async for event in events:
                 if isinstance(event, Finished):

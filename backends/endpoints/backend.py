@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from backends.base import (
@@ -25,10 +26,12 @@ from backends.base import (
 )
 from backends.endpoints.dialects import Dialect, Draw, EndpointState
 from backends.errors import BackendError, CapabilityError, ContextLengthError, EndpointError
+from backends.limits import Limiter
 from backends.text import cut, settled
 from backends.tokenization import Tokenization
 
 T = TypeVar("T")
+Call = Callable[[], Coroutine[Any, Any, T]]
 
 _log = logging.getLogger(__name__)
 
@@ -45,12 +48,15 @@ class EndpointBackend(BackendContext):
     Args:
         dialect: How to ask the server.
         name: What to call the model; no credentials.
+        limiter: Most requests at the same time. A request keeps its place while it waits to be tried again, so a server
+            that refuses some gets fewer.
     """
 
-    def __init__(self, dialect: Dialect, *, name: str) -> None:
+    def __init__(self, dialect: Dialect, *, name: str, limiter: Limiter) -> None:
         """Send nothing yet."""
         self._dialect = dialect
         self._name = name
+        self._limiter = limiter
 
     def __repr__(self) -> str:
         """Name the model; the connection, and with it the key, stays out."""
@@ -89,7 +95,8 @@ class EndpointBackend(BackendContext):
                 f"{self._name} gives log-probabilities of what is sampled, so its own confidence is known at "
                 "temperature 1 without truncation only; with vLLM, start the server without --logprobs-mode"
             )
-        encoded = await self._dialect.encode(prompt)
+        async with self._limiter:
+            encoded = await self._dialect.encode(prompt)
         if self._dialect.context is not None and len(encoded) + max_tokens > self._dialect.context:
             raise ContextLengthError(
                 f"the prompt has {len(encoded)} tokens and max_tokens is {max_tokens}; "
@@ -119,7 +126,7 @@ class EndpointBackend(BackendContext):
             raise CapabilityError(f"{self._name} cannot continue a prefix, so a response can only be drawn as a whole")
         budget = min(tokens, left)
         calls = self._draws(own, n, budget, row_seeds(seed, n), logprobs=own.params.confidence)
-        return [self._successor(own, draw) for rows in await _together(calls) for draw in rows]
+        return [self._successor(own, draw) for rows in await self._together(calls) for draw in rows]
 
     async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
         """Complete each state n times; see `backends.Backend.rollout`.
@@ -130,7 +137,7 @@ class EndpointBackend(BackendContext):
         if n < 1:
             raise BackendError(f"rollout needs at least one completion per state, not {n}")
         own = [_own(state) for state in states]
-        calls: list[list[Coroutine[Any, Any, list[Draw]]]] = [
+        calls: list[list[Call[list[Draw]]]] = [
             []
             if state.finished
             else self._draws(
@@ -142,7 +149,7 @@ class EndpointBackend(BackendContext):
             )
             for index, state in enumerate(own)
         ]
-        outcomes = iter(await _settled([call for group in calls for call in group]))
+        outcomes = iter(await self._settled([call for group in calls for call in group]))
         return [
             [_as_completion(state)] * n
             if state.finished
@@ -200,7 +207,7 @@ class EndpointBackend(BackendContext):
             for state, group in zip(own, completions, strict=True)
             for first in range(0, len(group), _SCORED_TOGETHER)
         ]
-        sums = await _together([self._score(state, rollouts) for state, rollouts in chunks])
+        sums = await self._together([partial(self._score, state, rollouts) for state, rollouts in chunks])
         flat = iter([total for chunk in sums for total in chunk])
         return [[next(flat) for _ in group] for group in completions]
 
@@ -215,14 +222,21 @@ class EndpointBackend(BackendContext):
 
     def _draws(
         self, state: EndpointState, n: int, tokens: int, seeds: Sequence[int], *, logprobs: bool
-    ) -> list[Coroutine[Any, Any, list[Draw]]]:
+    ) -> list[Call[list[Draw]]]:
         """Return the requests that draw n rows; the first row's seed is the request's.
 
         Seeds are cut to 53 bits, which every JSON reader keeps, and to which a server can add the row's number.
         """
         most = self._dialect.most_rows
         return [
-            self._dialect.draw(state, min(most, n - first), tokens=tokens, seed=seeds[first] >> 11, logprobs=logprobs)
+            partial(
+                self._dialect.draw,
+                state,
+                min(most, n - first),
+                tokens=tokens,
+                seed=seeds[first] >> 11,
+                logprobs=logprobs,
+            )
             for first in range(0, n, most)
         ]
 
@@ -257,6 +271,41 @@ class EndpointBackend(BackendContext):
         for place, logprobs in zip(asked, scored, strict=True):
             totals[place] = math.fsum(logprobs) if -math.inf not in logprobs else -math.inf
         return totals
+
+    async def _together(self, calls: Sequence[Call[T]]) -> list[T]:
+        """Await calls at the same time; the first one to fail cancels the others, and is what is raised.
+
+        A call begins when there is a place for it. Until then it is only its arguments: of a thousand runs at once most
+        calls wait, and tasks and frames in the tens of thousands keep the garbage collector busy.
+        """
+        if len(calls) == 1:
+            async with self._limiter:
+                return [await calls[0]()]
+        tasks: list[asyncio.Task[T]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for call in calls:
+                    await self._limiter.acquire()
+                    task = group.create_task(call())
+                    # Not within the task: one that is cancelled before its first step never runs at all.
+                    task.add_done_callback(self._leave)
+                    tasks.append(task)
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    def _leave(self, _: object) -> None:
+        self._limiter.release()
+
+    async def _settled(self, calls: Sequence[Call[T]]) -> list[T | EndpointError]:
+        """Await calls at the same time; requests that failed give their error, unless all of them did."""
+        outcomes = await self._together([partial(_outcome, call) for call in calls])
+        failures = [result for result in outcomes if isinstance(result, EndpointError)]
+        if failures and len(failures) == len(outcomes):
+            raise failures[0]
+        if failures:
+            _log.warning("%d of %d requests for rollouts failed; the first: %s", len(failures), len(calls), failures[0])
+        return outcomes
 
     def _successor(self, state: EndpointState, draw: Draw) -> EndpointState:
         num_tokens = state.num_tokens + draw.num_tokens
@@ -313,32 +362,12 @@ def _confidence(state: EndpointState, draw: Draw) -> Confidence | None:
     return state.confidence + own
 
 
-async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await calls at the same time; the first one to fail cancels the others, and is what is raised."""
+async def _outcome(call: Call[T]) -> T | EndpointError:
+    """Return what a call gives, or how its request failed."""
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call) for call in calls]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
-async def _settled(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T | EndpointError]:
-    """Await calls at the same time; requests that failed give their error, unless all of them did."""
-
-    async def outcome(call: Coroutine[Any, Any, T]) -> T | EndpointError:
-        try:
-            return await call
-        except EndpointError as error:
-            return error
-
-    outcomes = await _together([outcome(call) for call in calls])
-    failures = [result for result in outcomes if isinstance(result, EndpointError)]
-    if failures and len(failures) == len(outcomes):
-        raise failures[0]
-    if failures:
-        _log.warning("%d of %d requests for rollouts failed, the first one: %s", len(failures), len(calls), failures[0])
-    return outcomes
+        return await call()
+    except EndpointError as error:
+        return error
 
 
 _: type[Backend] = EndpointBackend

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,8 +95,8 @@ class TokenDialect:
             body,
             lambda answer: replies.completions(answer, rows, budget=tokens, logprobs=logprobs, ids=True),
         )
-        drawn = await asyncio.gather(*(self._finished(state, raw, choice, split=split) for choice in choices))
-        return list(drawn) * (n // rows)
+        # One after the other: it is rare that anything has to be asked for, and a task for each would cost more.
+        return [await self._finished(state, raw, choice, split=split) for choice in choices] * (n // rows)
 
     async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
         """Score given continuations; see `Dialect.score`."""

@@ -1,4 +1,4 @@
-"""Sends requests to an OpenAI-style server: limited, retried, with errors that name the request and show no key."""
+"""Sends requests to an OpenAI-style server: retried, with errors that name the request and show no key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from pydantic import SecretStr
 
 from backends.endpoints.addresses import shown, valid
 from backends.errors import BackendClosedError, BackendError, ContextLengthError, EndpointError
-from backends.limits import Limiter
 from backends.retries import RetryPolicy
 
 T = TypeVar("T")
@@ -46,7 +45,6 @@ class Client:
         api_key: Sent as bearer token; None where the server asks for none.
         key_hint: What to check when the server refuses the key, for messages.
         retries: What is tried again, how often and for how long.
-        limiter: Most requests at the same time.
         timeout: Seconds that a single try may take.
     """
 
@@ -57,7 +55,6 @@ class Client:
         api_key: SecretStr | None,
         key_hint: str,
         retries: RetryPolicy,
-        limiter: Limiter,
         timeout: float,
     ) -> None:
         """Connect to nothing yet."""
@@ -69,7 +66,6 @@ class Client:
         self._api_key = api_key
         self._key_hint = key_hint
         self._retries = retries
-        self._limiter = limiter
         self._timeout = timeout
         self._open: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[openai.AsyncOpenAI, AsyncGenerator[Any]]] = (
             WeakKeyDictionary()
@@ -94,7 +90,6 @@ class Client:
             EndpointError: It failed for good; the message names the request.
             ContextLengthError: The server finds it too long.
             BackendClosedError: The client is closed.
-            QueueFullError: Too many requests are waiting already.
         """
         return await self._send("POST", path, body, read)
 
@@ -126,8 +121,7 @@ class Client:
         async def once() -> T:
             nonlocal tries
             tries += 1
-            async with self._limiter:
-                return await self._once(method, url, body, read, f"{number}-{tries}")
+            return await self._once(method, url, body, read, f"{number}-{tries}")
 
         return await self._retries.call(once, what=f"{method} {shown(url)} [{number}]")
 

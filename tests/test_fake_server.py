@@ -205,6 +205,7 @@ def test_a_stream_says_what_the_whole_answer_says(server: FakeServer) -> None:
     deltas = [chunk["choices"][0] for chunk in chunks]
     assert "".join(delta["delta"]["content"] for delta in deltas) == said["message"]["content"]
     assert [entry for delta in deltas[1:] for entry in delta["logprobs"]["content"]] == said["logprobs"]["content"]
+    assert b"usage" not in call(server, CHATS, {**ask, "stream": True}).raw
     refused = call(server, COMPLETIONS, {"prompt": "x", "stream": True, "n": 0})
     assert refused.json["error"]["code"] == 400
 

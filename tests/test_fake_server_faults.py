@@ -41,10 +41,10 @@ def test_errors_say_when_to_come_back(server: FakeServer, kind: Kind, status: in
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_reset_is_a_reset_and_a_truncation_is_an_end(server: FakeServer, share: float) -> None:
-    wanted: tuple[Kind, ...] = ("reset", "truncated")
-    for kind in wanted:
+    kinds: tuple[Kind, ...] = ("reset", "truncated")
+    for kind in kinds:
         server.faults = FaultPlan.first(Fault(kind=kind, sent=share))
-        with sent(server.url, COMPLETIONS, {"prompt": "x", "n": 200}) as connection:
+        with sent(server.url, COMPLETIONS, {"prompt": "x", "n": 4000, "logprobs": 0}) as connection:
             assert connection.sock is not None
             got, broken = b"", False
             try:
@@ -56,7 +56,9 @@ def test_a_reset_is_a_reset_and_a_truncation_is_an_end(server: FakeServer, share
         head, _, body = got.partition(b"\r\n\r\n")
         size = re.search(rb"content-length: (\d+)", head)
         assert size is not None
-        assert len(body) == int(int(size[1]) * share)
+        wanted = int(int(size[1]) * share)
+        # What is on its way when a connection is reset may be lost.
+        assert len(body) == wanted if kind == "truncated" else min(wanted, 1) <= len(body) <= wanted
     server.wait_idle()
     assert [(record.fault, record.status, record.aborted) for record in server.records.all()] == [
         ("reset", 200, False),
@@ -126,6 +128,7 @@ def test_plans_choose_by_index_by_request_and_by_chance() -> None:
     third = FaultPlan.at({2: "hang"})
     even = FaultPlan.when(lambda asked: asked.body["n"] % 2 == 0, "reset")
     assert kinds(third | even, "/tokenize", 4) == ["reset", None, "hang", None]
+    assert kinds(FaultPlan.first("hang"), "/tokenize", 3) == [None] * 3, "it waits for a generation"
     plan = FaultPlan.random(0.2, seed=4)
     drawn = kinds(plan)
     assert drawn == kinds(plan) == kinds(FaultPlan.random(0.2, seed=4))

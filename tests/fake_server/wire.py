@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -100,9 +101,10 @@ async def send_part(
     await send({"type": "http.response.body", "body": body[: int(len(body) * sent)], "more_body": True})
     # The event loop writes at the end of its turn, and what it still holds would be lost.
     await asyncio.sleep(0)
-    async with asyncio.timeout(_FLUSH_SECONDS):
-        while transport.get_write_buffer_size() > 0 and not transport.is_closing():
-            await asyncio.sleep(0.001)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FLUSH_SECONDS):
+            while transport.get_write_buffer_size() > 0 and not transport.is_closing():
+                await asyncio.sleep(0.001)
     if reset and not transport.is_closing():
         # Without lingering, closing a socket resets its connection.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -3,8 +3,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -141,7 +142,8 @@ async def test_a_cancelled_wait_leaves_the_line() -> None:
 
 @pytest.mark.parametrize("turns", range(4))
 async def test_a_task_cancelled_while_it_is_given_a_place_passes_it_on(turns: int) -> None:
-    limiter = Limiter(1)
+    limiter, complaints = Limiter(1), list[Any]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     holder, unlucky, last = (Job(limiter) for _ in range(3))
     await _turns()
     holder.leave.set()
@@ -155,6 +157,7 @@ async def test_a_task_cancelled_while_it_is_given_a_place_passes_it_on(turns: in
     assert (limiter.active, limiter.waiting) == (1, 0)
     await _finish(last)
     assert limiter.active == 0
+    assert not complaints
 
 
 async def test_all_who_wait_may_be_cancelled_at_once() -> None:
@@ -252,6 +255,16 @@ def _in_threads(count: int, work: Callable[[int], Any]) -> None:
     assert not failures
 
 
+@pytest.fixture
+def restless_threads() -> Iterator[None]:
+    """Let threads take turns between almost any two instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("restless_threads")
 @pytest.mark.parametrize("cancelling", [False, True])
 def test_threads_with_loops_of_their_own_share_it(cancelling: bool) -> None:
     limiter, lock, inside, most, served = Limiter(3), threading.Lock(), 0, 0, 0

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -295,6 +296,16 @@ def test_budgets_hold_whatever_runs_at_once(limit: int, seed: int, kinds: list[s
     asyncio.run(check())
 
 
+@pytest.fixture
+def restless_threads() -> Iterator[None]:
+    """Let threads take turns between almost any two instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("restless_threads")
 def test_threads_count_together() -> None:
     budget = TokenBudget(4 * 4 * 50)
     backend = Metered(ScriptedBackend(["a b c"]), budget)

@@ -96,6 +96,10 @@ def busy(retry_after: float | None = None) -> EndpointError:
     return EndpointError("POST /v1: 503", status=503, retryable=True, retry_after=retry_after)
 
 
+class _ForeignError(Exception):
+    retryable = True
+
+
 @pytest.fixture
 def longest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     class Longest(random.Random):
@@ -163,6 +167,7 @@ async def test_random_numbers_of_the_program_are_left_alone() -> None:
         PromptError("empty"),
         QueueFullError("full"),
         KeyError("a bug"),
+        _ForeignError("another library's"),
         TimeoutError("somebody's own"),
         SystemExit(),
     ],
@@ -401,6 +406,7 @@ async def test_each_retry_is_logged_with_what_failed(caplog: pytest.LogCaptureFi
         ({"attempts": 2.5}, "attempts is 2.5; allowed"),
         ({"attempts": True}, "attempts is True; allowed"),
         ({"first_delay": -0.1}, "first_delay is -0.1; allowed: a finite number of at least 0"),
+        ({"first_delay": True}, "first_delay is True"),
         ({"first_delay": math.nan}, "first_delay is nan"),
         ({"longest_delay": math.inf}, "longest_delay is inf"),
         ({"longest_delay": "2"}, "longest_delay is '2'"),

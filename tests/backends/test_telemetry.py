@@ -142,6 +142,10 @@ async def test_rollouts_tell_the_longest_that_was_asked_for(recorder: Recorder) 
         "ets.call": "rollout",
         "ets.states": 2,
     }
+    await backend.rollout([middle, start, middle], 1, seed=1)
+    assert recorder.last["gen_ai.request.max_tokens"] == 10
+    await backend.rollout([final], 1, seed=1)
+    assert "gen_ai.request.max_tokens" not in recorder.last
 
 
 async def test_scoring_tells_how_much_was_scored(recorder: Recorder) -> None:

@@ -78,6 +78,9 @@ async def test_states_go_through_as_they_are(wrap: Wrap) -> None:
     backend = ScriptedBackend(["one two three", "four five"])
     wrapped = wrap(backend)
     state = await wrapped.begin("a question", max_tokens=5, params=SamplingParams())
+    for seed in range(8):
+        expected = await backend.extend(state, 2, tokens=1, seed=seed)
+        assert await wrapped.extend(state, 2, tokens=1, seed=seed) == expected
     (bare,) = await backend.extend(state, 1, tokens=1, seed=0)
     (state,) = await wrapped.extend(state, 1, tokens=1, seed=0)
     assert type(state) is type(bare)

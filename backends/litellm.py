@@ -1,0 +1,97 @@
+"""Models of any provider that litellm knows: whole answers by chat, with log-probabilities where there are some."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from pydantic import SecretStr
+
+from backends.endpoints.addresses import shown, valid
+from backends.endpoints.backend import EndpointBackend
+from backends.endpoints.by_litellm import LiteLLMDialect, parameters
+from backends.endpoints.litellm_client import LiteLLMClient
+from backends.endpoints.litellm_errors import secrets_in, secrets_of, translated
+from backends.errors import BackendError
+from backends.limits import Limiter
+from backends.retries import RetryPolicy
+
+DEFAULT_CONCURRENCY = 64
+
+_OWN = frozenset({
+    "additional_drop_params", "allowed_openai_params", "api_base", "api_key", "base_url", "cache", "caching",
+    "drop_params", "fallbacks", "litellm_call_id", "logprobs", "max_completion_tokens", "max_retries", "max_tokens",
+    "messages", "model", "n", "num_retries", "retry_policy", "seed", "stop", "stream", "temperature", "timeout",
+    "top_logprobs", "top_p",
+})  # fmt: skip
+"""Arguments of litellm's that belong to the backend."""
+
+
+class LiteLLMBackend(EndpointBackend):
+    """A model behind one of litellm's providers, asked by chat.
+
+    It draws whole answers only, so ``num_steps=1``. What a provider takes is what litellm says; nothing is sent when
+    the backend is made. A sampling parameter that the provider does not take is refused, not dropped.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        name: str | None = None,
+        api_key: str | SecretStr | None = None,
+        api_base: str | None = None,
+        retries: RetryPolicy | None = None,
+        max_concurrency: int | Limiter = DEFAULT_CONCURRENCY,
+        timeout: float = 300.0,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            model: Provider and model, as litellm calls them, such as ``anthropic/claude-sonnet-4-5``.
+            name: What to call the model; by default its name with ``litellm/`` before it.
+            api_key: The provider's key; by default litellm reads it from the provider's environment variable.
+            api_base: Address of the provider's API, where it is not the usual one.
+            retries: What is tried again, how often and for how long; by default six times within twice ``timeout``.
+            max_concurrency: Most requests at the same time, or a limiter, which several backends may share.
+            timeout: Seconds that a single try may take.
+            extra: Further arguments of `litellm.acompletion`, such as ``api_version`` or ``aws_region_name``.
+
+        Raises:
+            UnknownModelError: litellm knows no such provider.
+            CapabilityError: The length of the provider's answers cannot be limited.
+            BackendError: An argument is out of its range.
+        """
+        if not timeout > 0:
+            raise BackendError(f"timeout is {timeout} seconds; allowed: above 0")
+        if api_base is not None and not valid(api_base):
+            raise BackendError(f"the address {shown(api_base)!r} is no http:// or https:// URL")
+        extra = dict(extra or {})
+        if own := sorted(_OWN & extra.keys()):
+            raise BackendError(f"extra must not hold {own[0]!r}, which the backend sets itself")
+        name = name or f"litellm/{model}"
+        key = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
+        known = parameters(model)
+        client = LiteLLMClient(
+            name,
+            {
+                **extra,
+                "model": model,
+                **({"api_key": key} if key is not None else {}),
+                **({"api_base": api_base} if api_base is not None else {}),
+            },
+            translate=partial(
+                translated,
+                timeout=timeout,
+                secrets=[*([key] if key else []), *secrets_of(extra), *secrets_in(api_base)],
+            ),
+            retries=retries if retries is not None else RetryPolicy(deadline=2 * timeout),
+            limiter=max_concurrency if isinstance(max_concurrency, Limiter) else Limiter(max_concurrency),
+            timeout=timeout,
+        )
+        dialect = LiteLLMDialect(client, name=name, parameters=known, claude="claude" in model.lower())
+        # A draw may need several requests, so it is the requests that are limited, and not the draws.
+        super().__init__(dialect, name=name, limiter=Limiter(sys.maxsize))

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from backends.endpoints.backend import EndpointBackend
 from backends.endpoints.client import Client
 from backends.endpoints.probing import Api, find_dialect
+from backends.errors import BackendError
 from backends.limits import Limiter
 from backends.retries import RetryPolicy
 
@@ -64,6 +65,8 @@ class OpenAIBackend(EndpointBackend):
             EndpointError: The server cannot be reached, or refuses the key.
             BackendError: It does not have the model.
         """
+        if not timeout > 0:
+            raise BackendError(f"timeout is {timeout} seconds; allowed: above 0")
         limiter = max_concurrency if isinstance(max_concurrency, Limiter) else Limiter(max_concurrency)
         client = Client(
             base_url,

@@ -2,9 +2,10 @@
 
     python benchmarks/concurrency.py
 
-The server is the tests' fake one, in a process of its own, which answers at once with scripted text; so what is measured
-is the client: orchestration, HTTP and JSON. Orchestration time is the client's processor time per request. A task that
-sleeps 5 ms at a time tells for how long the event loop did nothing else.
+The server is the tests' fake one, in a process of its own, which answers at once with scripted text; so what is
+measured is the client: orchestration, HTTP and JSON. Orchestration time is the client's processor time per request. A
+task that sleeps 5 ms at a time tells for how long the event loop did nothing else. What was imported and connected is
+frozen first (`gc.freeze`), as a server would do: the garbage collector stops everything while it looks at it.
 """
 
 from __future__ import annotations
@@ -148,12 +149,13 @@ def main() -> None:
     print(f"{figures.completions} concurrent completions, M = 8, K = 4, I = 4, {figures.requests} requests")
     print(f"{figures.seconds:.1f} s, {figures.completions_per_second:.0f} completions a second")
     print(
-        f"{figures.cpu_ms_per_request:.2f} ms of processor time a request, {figures.cpu_ms_per_completion:.0f} a completion"
+        f"{figures.cpu_ms_per_request:.2f} ms of processor time a request, "
+        f"{figures.cpu_ms_per_completion:.0f} ms a completion"
     )
     print(f"{figures.peak_memory_mb:.0f} MB at the peak, {figures.memory_added_mb:.0f} MB of it for these completions")
     print(
-        f"event loop blocked for {figures.longest_block_ms:.0f} ms at most ({figures.longest_block_cpu_ms:.0f} ms of its "
-        f"own processor time), {figures.blocks_over_50_ms} times over 50 ms"
+        f"event loop blocked for {figures.longest_block_ms:.0f} ms at most ({figures.longest_block_cpu_ms:.0f} ms of "
+        f"its own processor time), {figures.blocks_over_50_ms} times over 50 ms"
     )
 
 

@@ -11,7 +11,6 @@ from backends import FinishReason
 from ets_agent.config import ETSConfig
 from ets_agent.energy import Fallback
 
-
 _CONFIG = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from backends.errors import UnknownModelError
 
@@ -33,9 +33,16 @@ def split(name: str) -> tuple[str, list[str]]:
 
 
 def valid(url: str) -> bool:
-    """Whether this is the address of a server."""
+    """Whether this is the address of a server; a query is none of it."""
     try:
         parts = urlsplit(url)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        port_fits = parts.port is None or parts.port > 0
     except ValueError:
         return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname) and port_fits and not parts.query
+
+
+def credentials(url: str) -> str | None:
+    """Return ``USER:PASSWORD`` of an address, decoded, where it has them."""
+    user, at, _ = urlsplit(url).netloc.rpartition("@")
+    return unquote(user) if at else None

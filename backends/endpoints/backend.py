@@ -244,6 +244,14 @@ class EndpointBackend(BackendContext):
         """Whether the server tells log-probabilities under these parameters."""
         return self.capabilities.logprobs and (params.plain or self.capabilities.tempered_logprobs)
 
+    def _logprob(self, params: SamplingParams, draw: Draw) -> float | None:
+        """Return the log-probability of a rollout under what was sampled from, where it is known."""
+        if not self._knows_logprobs(params):
+            return None
+        if params.greedy:  # There is no other; servers tell the plain one's even where they tell sampled ones.
+            return 0.0
+        return None if draw.logprobs is None else math.fsum(draw.logprobs)
+
     def _check_scores(self, params: SamplingParams) -> None:
         if not self.capabilities.score:
             raise CapabilityError(f"{self._name} cannot score given tokens")
@@ -333,9 +341,7 @@ class EndpointBackend(BackendContext):
             Completion(
                 text=cut(draw.raw, state.params.stop),
                 token_ids=draw.token_ids,
-                logprob=math.fsum(draw.logprobs)
-                if draw.logprobs is not None and self._knows_logprobs(state.params)
-                else None,
+                logprob=self._logprob(state.params, draw),
                 finish_reason="stop" if draw.stopped else "length",
                 confidence=_confidence(state, draw),
                 token_count=None if draw.token_ids else draw.num_tokens,

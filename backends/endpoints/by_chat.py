@@ -8,9 +8,18 @@ from typing import Literal
 
 from backends.base import Capabilities, Prompt, SamplingParams
 from backends.endpoints import replies
-from backends.endpoints.by_text import as_draw, cannot_score, refuse_top_k
+from backends.endpoints.by_text import as_draw, cannot_score
 from backends.endpoints.client import Client
-from backends.endpoints.dialects import Draw, EncodedPrompt, EndpointState, as_messages, listed, sampling_fields
+from backends.endpoints.dialects import (
+    Draw,
+    EncodedPrompt,
+    EndpointState,
+    as_messages,
+    listed,
+    refuse_high_temperature,
+    refuse_top_k,
+    sampling_fields,
+)
 from backends.tokenization import Tokenization
 
 BudgetField = Literal["max_tokens", "max_completion_tokens"]
@@ -48,6 +57,7 @@ class ChatDialect:
 
     def check(self, params: SamplingParams) -> None:
         """Refuse what the protocol has no field for."""
+        refuse_high_temperature(params)
         refuse_top_k(params)
 
     async def encode(self, prompt: Prompt) -> EncodedPrompt:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from backends.base import Capabilities, Prompt, SamplingParams
 from backends.endpoints import replies
 from backends.endpoints.client import Client
-from backends.endpoints.dialects import Draw, EncodedPrompt, EndpointState, sampling_fields
+from backends.endpoints.dialects import (
+    Draw,
+    EncodedPrompt,
+    EndpointState,
+    refuse_high_temperature,
+    refuse_top_k,
+    sampling_fields,
+)
 from backends.errors import CapabilityError, PromptError
 from backends.tokenization import Tokenization
 
@@ -42,6 +49,7 @@ class TextDialect:
 
     def check(self, params: SamplingParams) -> None:
         """Refuse what the protocol has no field for."""
+        refuse_high_temperature(params)
         refuse_top_k(params)
 
     async def encode(self, prompt: Prompt) -> EncodedPrompt:
@@ -91,12 +99,6 @@ class TextDialect:
 def as_draw(raw: str, choice: replies.Choice) -> Draw:
     """Return a choice as a continuation of a text."""
     return Draw(raw=raw + choice.text, num_tokens=choice.num_tokens, stopped=choice.stopped, logprobs=choice.logprobs)
-
-
-def refuse_top_k(params: SamplingParams) -> None:
-    """Refuse top-k sampling, which OpenAI's protocol does not have."""
-    if params.top_k:
-        raise CapabilityError(f"this server has no top_k, which is {params.top_k}; allowed: 0")
 
 
 def cannot_score(model: str) -> CapabilityError:

@@ -9,7 +9,15 @@ from typing import Any
 from backends.base import Capabilities, Prompt, SamplingParams
 from backends.endpoints import replies
 from backends.endpoints.client import Client
-from backends.endpoints.dialects import Draw, EncodedPrompt, EndpointState, as_messages, listed, sampling_fields
+from backends.endpoints.dialects import (
+    Draw,
+    EncodedPrompt,
+    EndpointState,
+    as_messages,
+    listed,
+    refuse_high_temperature,
+    sampling_fields,
+)
 from backends.errors import CapabilityError, EndpointError, PromptError
 from backends.tokenization import Tokenization
 
@@ -50,7 +58,8 @@ class TokenDialect:
     most_rows: int = 128
 
     def check(self, params: SamplingParams) -> None:
-        """Refuse temperatures that the server would change."""
+        """Refuse temperatures that the server would change, or refuse."""
+        refuse_high_temperature(params)
         if 0 < params.temperature < SMALLEST_TEMPERATURE and not params.greedy:
             raise CapabilityError(
                 f"the server raises a temperature of {params.temperature:g} to {SMALLEST_TEMPERATURE}; allowed: 0, or "

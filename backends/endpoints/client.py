@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import email.utils
 import logging
 import time
@@ -14,7 +15,7 @@ from weakref import WeakKeyDictionary
 import openai
 from pydantic import SecretStr
 
-from backends.endpoints.addresses import shown, valid
+from backends.endpoints.addresses import credentials, shown, valid
 from backends.errors import BackendClosedError, BackendError, ContextLengthError, EndpointError
 from backends.retries import RetryPolicy
 
@@ -41,7 +42,8 @@ class Client:
     which end with it.
 
     Args:
-        base_url: Address of the API, such as ``http://localhost:8000/v1``.
+        base_url: Address of the API, such as ``http://localhost:8000/v1``; ``http://USER:PASSWORD@…`` sends these
+            instead of a key.
         api_key: Sent as bearer token; None where the server asks for none.
         key_hint: What to check when the server refuses the key, for messages.
         retries: What is tried again, how often and for how long.
@@ -59,11 +61,14 @@ class Client:
     ) -> None:
         """Connect to nothing yet."""
         if not valid(base_url):
-            raise BackendError(f"the address {shown(base_url)!r} is no http:// or https:// URL")
-        if not timeout > 0:
-            raise BackendError(f"timeout is {timeout} seconds; allowed: above 0")
-        self._base_url = base_url.rstrip("/")
-        self._api_key = api_key
+            raise BackendError(f"the address {shown(base_url)!r} is no http:// or https:// URL, or has a query")
+        # Out of the address, which HTTP libraries log.
+        user = credentials(base_url)
+        if user is not None and api_key is not None:
+            raise BackendError(f"the address {shown(base_url)} has a user, and there is a key; only one can be sent")
+        self._base_url = shown(base_url).rstrip("/")
+        self._secret = SecretStr(user) if user is not None else api_key
+        self._basic = user is not None
         self._key_hint = key_hint
         self._retries = retries
         self._timeout = timeout
@@ -74,8 +79,8 @@ class Client:
 
     @property
     def url(self) -> str:
-        """The address, without what it may hold of credentials."""
-        return shown(self._base_url)
+        """The address."""
+        return self._base_url
 
     async def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
         """Send a request, and return what `read` makes of the answer.
@@ -123,7 +128,7 @@ class Client:
             tries += 1
             return await self._once(method, url, body, read, f"{number}-{tries}")
 
-        return await self._retries.call(once, what=f"{method} {shown(url)} [{number}]")
+        return await self._retries.call(once, what=f"{method} {url} [{number}]")
 
     async def _once(
         self, method: str, url: str, body: Mapping[str, Any] | None, read: Callable[[Any], T], number: str
@@ -131,7 +136,7 @@ class Client:
         """Send a request once."""
         self.check_open()
         client = await self._connected()
-        request = f"{method} {shown(url)} [{number}]"
+        request = f"{method} {url} [{number}]"
         try:
             # `object` has the SDK parse the JSON and build none of its models, which would take several times as long.
             options: Any = {"headers": {"X-Request-Id": number}, "timeout": self._timeout}
@@ -158,9 +163,12 @@ class Client:
         """Return the SDK's client of the running event loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._open:
+            secret = self._secret.get_secret_value() if self._secret is not None else "none"
+            basic = f"Basic {base64.b64encode(secret.encode()).decode()}"
             client = openai.AsyncOpenAI(
                 base_url=self._base_url,
-                api_key=self._api_key.get_secret_value() if self._api_key is not None else "none",
+                api_key="none" if self._basic else secret,
+                default_headers={"Authorization": basic} if self._basic else None,
                 max_retries=0,
             )
             lifetime = _lifetime(client)
@@ -192,8 +200,8 @@ class Client:
 
     def _clean(self, text: str) -> str:
         """Return a server's text without the key, which some repeat in their messages."""
-        if self._api_key is not None and self._api_key.get_secret_value():
-            text = text.replace(self._api_key.get_secret_value(), "(key)")
+        if self._secret is not None and self._secret.get_secret_value():
+            text = text.replace(self._secret.get_secret_value(), "(key)")
         return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
 
 

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from backends.base import Capabilities, Prompt, SamplingParams, State
+from backends.errors import CapabilityError
 from backends.tokenization import Tokenization
+
+HIGHEST_TEMPERATURE = 2.0
 
 EncodedPrompt = tuple[int, ...] | str | tuple[tuple[str, str], ...]
 """A prompt as a dialect sends it: token ids, text, or messages as (role, content)."""
@@ -122,6 +125,28 @@ def sampling_fields(params: SamplingParams) -> dict[str, Any]:
     """Return what every OpenAI-style server understands of the sampling parameters."""
     fields: dict[str, Any] = {"temperature": 0.0 if params.greedy else params.temperature, "top_p": params.top_p}
     return fields | ({"stop": list(params.stop)} if params.stop else {})
+
+
+def refuse_high_temperature(params: SamplingParams) -> None:
+    """Refuse temperatures beyond what OpenAI's protocol allows.
+
+    Raises:
+        CapabilityError: With what is allowed.
+    """
+    if params.temperature > HIGHEST_TEMPERATURE:
+        raise CapabilityError(
+            f"temperature is {params.temperature:g}; this server allows at most {HIGHEST_TEMPERATURE:g}"
+        )
+
+
+def refuse_top_k(params: SamplingParams) -> None:
+    """Refuse top-k sampling, which OpenAI's protocol does not have.
+
+    Raises:
+        CapabilityError: With what is allowed.
+    """
+    if params.top_k:
+        raise CapabilityError(f"this server has no top_k, which is {params.top_k}; allowed: 0")
 
 
 def as_messages(prompt: Prompt) -> tuple[tuple[str, str], ...]:

@@ -33,6 +33,7 @@ _WARM = 2.0
 _MOST_ROWS = 128
 """OpenAI's limit of ``n``."""
 _TOLERANCE = 0.01
+_MOST_NAMES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ async def find_dialect(client: Client, model: str, *, api: Api = "auto") -> Dial
         EndpointError: It cannot be reached, or refuses the key.
     """
     server = _Server(client, model)
-    context = await _context(client, model)
+    models = await _models(client)
+    context = models.get(model)
     ways: dict[Api, Callable[[], Any]] = {
         "tokens": lambda: _by_tokens(server, context),
         "completions": lambda: _by_text(server),
@@ -97,30 +99,26 @@ async def find_dialect(client: Client, model: str, *, api: Api = "auto") -> Dial
                 _log.info("%s at %s is asked by %s: %s", model, client.url, name, dialect.capabilities)
                 return dialect
     kinds = "neither completions nor chat completions" if api == "auto" else f"no requests by {api}"
-    raise BackendError(f"the server at {client.url} answers {kinds} for the model {model!r}; is its name right?")
+    known = f"it has {', '.join(sorted(models)[:_MOST_NAMES])}" if models else "is its name right?"
+    raise BackendError(f"the server at {client.url} answers {kinds} for the model {model!r}; {known}")
 
 
-async def _context(client: Client, model: str) -> int | None:
-    """Return the model's context length, where the server tells it.
-
-    Raises:
-        BackendError: The server lists its models, and this is none of them.
-    """
+async def _models(client: Client) -> dict[str, int | None]:
+    """Return the server's models by name with their context lengths, where it tells them."""
 
     def read(answer: Any) -> dict[str, int | None]:
         try:
-            return {entry["id"]: entry.get("max_model_len") for entry in answer["data"]}
+            lengths = {str(entry["id"]): entry.get("max_model_len") for entry in answer["data"]}
         except (TypeError, KeyError, AttributeError):
             return {}
+        return {name: length if isinstance(length, int) else None for name, length in lengths.items()}
 
     try:
-        models = await client.get("/models", read)
+        return await client.get("/models", read)
     except EndpointError as error:
         if error.status in _UNKNOWN:
-            return None
+            return {}
         raise
-    length = models.get(model)
-    return length if isinstance(length, int) else None
 
 
 async def _by_tokens(server: _Server, context: int | None) -> Dialect | None:

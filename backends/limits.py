@@ -52,7 +52,7 @@ class Turnstile:
             self._check_line()
             waiter = _Waiter(loop, size)
             self._line[waiter] = None
-            self._move_up()
+            self._move_up()  # The collector may have made room since that was asked.
         try:
             await waiter.woken
         except BaseException:

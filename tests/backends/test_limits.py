@@ -117,6 +117,19 @@ async def test_without_a_queue_nobody_waits() -> None:
         assert limiter.active == 1
 
 
+async def test_a_place_may_be_left_by_another_task() -> None:
+    limiter = Limiter(1)
+    await limiter.acquire()
+    job = Job(limiter)
+    await _turns()
+    assert (limiter.active, limiter.waiting, job.inside) == (1, 1, False)
+    asyncio.get_running_loop().call_soon(limiter.release)
+    await _turns()
+    assert job.inside
+    await _finish(job)
+    assert limiter.active == 0
+
+
 async def test_a_failure_leaves_the_place() -> None:
     limiter = Limiter(1)
     with pytest.raises(KeyError):

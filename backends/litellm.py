@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from backends.endpoints.addresses import shown, valid
+from backends.endpoints.addresses import credentials, shown, valid
 from backends.endpoints.backend import EndpointBackend
 from backends.endpoints.by_litellm import LiteLLMDialect, parameters
 from backends.endpoints.litellm_client import LiteLLMClient
-from backends.endpoints.litellm_errors import secrets_in, secrets_of, translated
+from backends.endpoints.litellm_errors import secrets_of, translated
 from backends.errors import BackendError
 from backends.limits import Limiter
 from backends.retries import RetryPolicy
@@ -68,7 +68,9 @@ class LiteLLMBackend(EndpointBackend):
         if not timeout > 0:
             raise BackendError(f"timeout is {timeout} seconds; allowed: above 0")
         if api_base is not None and not valid(api_base):
-            raise BackendError(f"the address {shown(api_base)!r} is no http:// or https:// URL")
+            raise BackendError(f"the address {shown(api_base)!r} is no http:// or https:// URL, or has a query")
+        if api_base is not None and credentials(api_base) is not None:
+            raise BackendError(f"the address {shown(api_base)} has a user, which litellm cannot send; allowed: api_key")
         extra = dict(extra or {})
         if own := sorted(_OWN & extra.keys()):
             raise BackendError(f"extra must not hold {own[0]!r}, which the backend sets itself")
@@ -86,7 +88,7 @@ class LiteLLMBackend(EndpointBackend):
             translate=partial(
                 translated,
                 timeout=timeout,
-                secrets=[*([key] if key else []), *secrets_of(extra), *secrets_in(api_base)],
+                secrets=[*([key] if key else []), *secrets_of(extra)],
             ),
             retries=retries if retries is not None else RetryPolicy(deadline=2 * timeout),
             limiter=max_concurrency if isinstance(max_concurrency, Limiter) else Limiter(max_concurrency),

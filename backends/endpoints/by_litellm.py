@@ -9,9 +9,9 @@ from typing import Any
 
 from backends.base import Capabilities, Prompt, SamplingParams
 from backends.endpoints import replies
-from backends.endpoints.by_text import as_draw, cannot_score, refuse_top_k
+from backends.endpoints.by_text import as_draw, cannot_score
 from backends.endpoints.client import Malformed
-from backends.endpoints.dialects import Draw, EncodedPrompt, EndpointState, as_messages, listed
+from backends.endpoints.dialects import Draw, EncodedPrompt, EndpointState, as_messages, listed, refuse_top_k
 from backends.endpoints.litellm_client import LiteLLMClient, litellm
 from backends.errors import CapabilityError, UnknownModelError
 from backends.tokenization import Tokenization

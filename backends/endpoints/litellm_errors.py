@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -66,12 +65,6 @@ def secrets_of(settings: Mapping[str, Any]) -> list[str]:
     """Return what is secret among settings, going by their names."""
     found = [value for name, value in settings.items() if isinstance(value, str) and _SECRET.search(name)]
     return [value for value in found if len(value) >= _SHORTEST_SECRET]
-
-
-def secrets_in(address: str | None) -> list[str]:
-    """Return the password, and the query, of an address."""
-    parts = urlsplit(address or "")
-    return [secret for secret in (parts.password, parts.query) if secret]
 
 
 def _clean(text: str, secrets: Iterable[str]) -> str:

@@ -283,6 +283,8 @@ def test_a_provider_that_litellm_does_not_have_is_said(model: str, capsys: pytes
         ({"max_concurrency": 0}, "max_concurrency"),
         ({"api_base": "localhost:8000"}, "no http"),
         ({"api_base": "ftp://me:hidden@host/"}, "no http"),
+        ({"api_base": "http://me:hidden@host/v1"}, "has a user"),
+        ({"api_base": "http://host/v1?key=hidden"}, "has a query"),
         ({"extra": {"temperature": 0.1}}, "must not hold 'temperature'"),
         ({"extra": {"fallbacks": ["other"]}}, "must not hold 'fallbacks'"),
     ],
@@ -457,12 +459,11 @@ async def test_answers_that_make_no_sense_are_asked_for_again(stub: Stub, answer
 async def test_keys_of_all_sources_are_kept_out_of_messages(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_PROVIDER_API_KEY", "from-the-environment")
     monkeypatch.setattr(litellm, "openai_key", "from-litellm-itself")
-    secrets = [KEY, "from-the-environment", "from-litellm-itself", "from-extra-arguments", "pass-word", "from-query"]
+    secrets = [KEY, "from-the-environment", "from-litellm-itself", "from-extra-arguments"]
     stub.outcome = error("BadRequestError", f"refused: {', '.join(secrets)}")
     backend = LiteLLMBackend(
         "azure/x",
         api_key=KEY,
-        api_base="https://me:pass-word@host/v1?from-query",
         extra={"aws_secret_access_key": "from-extra-arguments"},
         retries=ONCE,
     )
@@ -516,6 +517,17 @@ async def test_a_server_that_hangs_is_left_in_time(server: FakeServer, model: st
         assert server.records.aborted == 1
 
 
+async def test_a_provider_whose_client_keeps_no_time_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def forever(**arguments: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(litellm, "acompletion", forever)
+    async with LiteLLMBackend("openai/x", timeout=0.05, retries=ONCE) as backend:
+        with pytest.raises(EndpointError, match=r"no answer within 0\.05 s"):
+            await draws(backend, 1)
+    assert not others()
+
+
 async def test_a_deadline_over_all_tries_is_kept(server: FakeServer, model: str) -> None:
     server.faults = FaultPlan.always("hang")
     async with at(server, model, timeout=60.0, retries=RetryPolicy(deadline=1.5)) as backend:
@@ -548,14 +560,15 @@ async def test_many_draws_through_all_faults_at_once_all_come_back(server: FakeS
     assert not others()
 
 
-async def test_a_limiter_holds_for_requests_and_is_shared_by_backends(server: FakeServer, model: str) -> None:
+async def test_a_limiter_holds_for_requests_and_is_shared_by_backends(model: str) -> None:
     limiter = Limiter(2)
-    async with (
-        at(server, model, max_concurrency=limiter) as one,
-        at(server, model, max_concurrency=limiter) as two,
-    ):
-        await asyncio.gather(*(draws(backend, 1) for backend in (one, two) * 5))
-    assert server.records.most_active <= 2
+    with FakeServer(ScriptedModel(SCRIPT, delay=0.02)) as server:
+        async with (
+            at(server, model, max_concurrency=limiter) as one,
+            at(server, model, max_concurrency=limiter) as two,
+        ):
+            await asyncio.gather(*(draws(backend, 1) for backend in (one, two) * 5))
+        assert server.records.most_active == 2
     assert limiter.active == 0
 
 
@@ -631,6 +644,30 @@ async def test_a_call_may_be_cancelled_at_any_moment(server: FakeServer, model: 
     gc.collect()  # A coroutine that litellm's thread returned, and that nobody awaited, would be told of now.
 
 
+async def test_a_call_that_fails_while_it_is_cancelled_is_no_matter_for_asyncios_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = asyncio.Event()
+
+    async def stubborn(**arguments: Any) -> None:
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ValueError("the connection was in an odd state") from None
+
+    monkeypatch.setattr(litellm, "acompletion", stubborn)
+    async with LiteLLMBackend("openai/x") as backend:
+        call = asyncio.create_task(draws(backend, 1))
+        await begun.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    del call
+    gc.collect()
+    assert not caplog.records
+
+
 async def test_closing_ends_requests_under_way(server: FakeServer, model: str) -> None:
     server.faults = FaultPlan.always("hang")
     backend = at(server, model, retries=AT_ONCE)
@@ -667,6 +704,27 @@ async def test_closing_one_backend_leaves_others_and_litellm_itself_alone(server
     await two.aclose()
     await litellm.close_litellm_async_clients()
     await litellm_workers_end()
+
+
+async def test_a_call_that_is_cancelled_while_its_backend_is_closed_counts_as_cancelled(server: FakeServer) -> None:
+    server.faults = FaultPlan.always("hang")
+    backend = at(server)
+    call = asyncio.create_task(draws(backend, 1))
+    await until_busy(server)
+    call.cancel()
+    await backend.aclose()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_closing_leaves_a_session_that_the_user_gave_to_litellm_open(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with httpx.AsyncClient() as session:
+        monkeypatch.setattr(litellm, "aclient_session", session)
+        async with at(server) as backend:
+            await draws(backend, 1)
+        assert not session.is_closed
 
 
 async def litellm_workers_end() -> None:
@@ -759,13 +817,15 @@ PROGRAM = """
             addresses.append(str(arguments))
 
     sys.addaudithook(watch)
+    import dotenv
+    dotenv.load_dotenv = lambda *told, **more: sys.exit("an .env file was looked for")
     import backends
     assert "litellm" not in sys.modules, "importing the package must not import litellm"
     before = dict(os.environ)
     backend = backends.load(f"litellm/{sys.argv[2]}", api_base=sys.argv[1], api_key=sys.argv[3])
     other = backends.load(f"litellm/{sys.argv[2]}", api_base=sys.argv[1], api_key=sys.argv[3])
     assert "litellm" in sys.modules
-    assert dict(os.environ) == before, "neither variables of ours nor a .env file are left in the environment"
+    assert dict(os.environ) == before, "the environment is as it was"
     assert not addresses, addresses
 
     async def draw(backend):
@@ -790,7 +850,6 @@ QUIET = "import logging; logging.getLogger('asyncio').setLevel(logging.ERROR)"
 def test_a_program_reads_no_env_file_fetches_nothing_and_ends_without_a_warning(
     server: FakeServer, model: str, tmp_path: Any
 ) -> None:
-    (tmp_path / ".env").write_text("FROM_AN_ENV_FILE=1\nOPENAI_API_KEY=from-an-env-file\n")
     program = tmp_path / "program.py"
     program.write_text(QUIET + "\n" + textwrap.dedent(PROGRAM))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LITELLM_")}

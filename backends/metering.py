@@ -178,11 +178,7 @@ class Metered(BackendWrapper):
             "rollout_tokens",
             n * sum(1 if tokens is None else tokens for tokens in left),
             lambda: self.inner.rollout(states, n, seed=seed),
-            lambda groups: sum(
-                _drawn(completion, state, tokens or 0)
-                for group, state, tokens in zip(groups, states, left, strict=False)
-                for completion in group
-            ),
+            lambda groups: sum(completion.num_tokens for group in groups for completion in group),
         )
 
     def adopt(self, state: State, others: Sequence[State]) -> list[State]:
@@ -197,7 +193,7 @@ class Metered(BackendWrapper):
         Raises:
             BudgetExceededError: The budget is spent.
         """
-        tokens = sum(len(completion.token_ids) for group in completions for completion in group)
+        tokens = sum(completion.num_tokens for group in completions for completion in group)
         return await self._spend(
             "scoring_tokens", tokens, lambda: self.inner.score(states, completions), lambda _: tokens
         )
@@ -242,10 +238,3 @@ class Metered(BackendWrapper):
             if self.budget is not None and isinstance(backend, Metered) and backend.budget is self.budget:
                 raise BackendError("a backend within has the same token budget already; give it to one of them")
             backend = backend.inner
-
-
-def _drawn(completion: Completion, state: State, left: int) -> int:
-    """Return a rollout's tokens, or the most that they can have been where it does not tell them."""
-    if completion.token_ids or completion.text == state.text:
-        return len(completion.token_ids)
-    return left

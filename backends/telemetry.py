@@ -98,11 +98,9 @@ class Traced(BackendWrapper):
         with self._span("rollout", lambda: self._request(states, n, seed, None)) as span:
             groups = await self.inner.rollout(states, n, seed=seed)
             if span.is_recording():
-                drawn = [(state, one) for state, group in zip(states, groups, strict=False) for one in group]
-                span.set_attribute("gen_ai.response.finish_reasons", [one.finish_reason for _, one in drawn])
-                # Endpoints that give text alone do not tell the tokens.
-                if all(one.token_ids or one.text == state.text for state, one in drawn):
-                    span.set_attribute("gen_ai.usage.output_tokens", sum(len(one.token_ids) for _, one in drawn))
+                drawn = [completion for group in groups for completion in group]
+                span.set_attribute("gen_ai.response.finish_reasons", [one.finish_reason for one in drawn])
+                span.set_attribute("gen_ai.usage.output_tokens", sum(one.num_tokens for one in drawn))
             return groups
 
     def adopt(self, state: State, others: Sequence[State]) -> list[State]:
@@ -119,7 +117,7 @@ class Traced(BackendWrapper):
             return {
                 **self._common(states),
                 "ets.completions": len(scored),
-                "ets.usage.scoring_tokens": sum(len(completion.token_ids) for completion in scored),
+                "ets.usage.scoring_tokens": sum(completion.num_tokens for completion in scored),
             }
 
         with self._span("score", asked):

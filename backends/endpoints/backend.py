@@ -312,7 +312,8 @@ class EndpointBackend(BackendContext):
         if failures and len(failures) == len(outcomes):
             raise failures[0]
         if failures:
-            _log.warning("%d of %d requests for rollouts failed; the first: %s", len(failures), len(calls), failures[0])
+            # As text: a handler that keeps records would keep the error's traceback, and all that hangs on its frames.
+            _log.warning("%d of %d requests for rollouts failed: %s", len(failures), len(calls), str(failures[0]))
         return outcomes
 
     def _successor(self, state: EndpointState, draw: Draw) -> EndpointState:

@@ -332,23 +332,23 @@ def test_threads_count_together() -> None:
 
 
 class _Text(BackendWrapper):
-    """Tells no tokens of rollouts, like an endpoint that gives text alone; every second draw fails."""
+    """Tells only the number of a rollout's tokens, like an endpoint that gives text; every second draw fails."""
 
     async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
         groups = await super().rollout(states, n, seed=seed)
         for state, group in zip(states, groups, strict=True):
-            group[:] = [replace(one, token_ids=()) for one in group]
-            group[1::2] = [replace(one, text=state.text, finish_reason="error") for one in group[1::2]]
+            group[:] = [replace(one, token_ids=(), token_count=len(one.token_ids)) for one in group]
+            group[1::2] = [Completion(text=state.text, finish_reason="error") for _ in group[1::2]]
         return groups
 
 
-async def test_rollouts_that_tell_no_tokens_count_as_the_longest_possible() -> None:
+async def test_rollouts_that_tell_the_number_of_their_tokens_count_as_such() -> None:
     backend = Metered(_Text(FOUR), 1000)
     start = await backend.begin("a question", max_tokens=10, params=PLAIN)
     (middle,) = await backend.extend(start, 1, tokens=1, seed=0)
     (final,) = await backend.extend(start, 1, tokens=4, seed=0)
     await backend.rollout([start, middle, final], 4, seed=0)
-    assert backend.usage.rollout_tokens == 2 * 10 + 2 * 9
+    assert backend.usage.rollout_tokens == 2 * 4 + 2 * 3
 
 
 async def test_states_of_elsewhere_are_counted_when_they_are_drawn() -> None:

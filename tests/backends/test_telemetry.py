@@ -194,16 +194,16 @@ async def test_seeds_that_no_exporter_can_send_are_told_as_text(recorder: Record
         assert {key: value for key, value in recorder.last.items() if key.endswith("seed")} == told
 
 
-async def test_tokens_that_a_backend_does_not_tell_are_not_told(recorder: Recorder) -> None:
+async def test_tokens_of_which_only_the_number_is_known_are_told(recorder: Recorder) -> None:
     class Text(BackendWrapper):
         async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
             groups = await super().rollout(states, n, seed=seed)
-            return [[replace(one, token_ids=()) for one in group] for group in groups]
+            return [[replace(one, token_ids=(), token_count=len(one.token_ids)) for one in group] for group in groups]
 
     backend = traced(recorder, Text(ScriptedBackend(["a b c"])))
     start = await backend.begin("a question", max_tokens=10, params=PLAIN)
     await backend.rollout([start], 1, seed=0)
-    assert "gen_ai.usage.output_tokens" not in recorder.last
+    assert recorder.last["gen_ai.usage.output_tokens"] == 4
     assert recorder.last["gen_ai.response.finish_reasons"] == ("stop",)
 
 

@@ -79,12 +79,7 @@ class LiteLLMBackend(EndpointBackend):
         known = parameters(model)
         client = LiteLLMClient(
             name,
-            {
-                **extra,
-                "model": model,
-                **({"api_key": key} if key is not None else {}),
-                **({"api_base": api_base} if api_base is not None else {}),
-            },
+            {**extra, "model": model, "api_key": key, "api_base": api_base},
             translate=partial(
                 translated,
                 timeout=timeout,

@@ -192,10 +192,10 @@ def parameters(model: str) -> list[str]:
     Raises:
         UnknownModelError: litellm has no such provider.
     """
-    known = litellm.get_supported_openai_params(model=model) if model.strip("/ ") else None
+    known = litellm.get_supported_openai_params(model=model) if model.rpartition("/")[2].strip() else None
     if known is None:
         try:
-            litellm.get_llm_provider(model=model)
+            litellm.get_llm_provider(model=model.rstrip("/ "))
         except litellm.exceptions.BadRequestError:
             raise UnknownModelError(
                 f"litellm knows no provider for {model!r}; allowed: PROVIDER/MODEL, such as anthropic/claude-sonnet-4-5"

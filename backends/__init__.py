@@ -30,12 +30,20 @@ from backends.errors import (
     TokenizerMismatchError,
     UnknownModelError,
 )
+from backends.limits import Limited, Limiter
+from backends.metering import BackendUsage, Metered, TokenBudget
+from backends.pool import Pool
+from backends.retries import Retrying, RetryPolicy
+from backends.telemetry import Traced
 from backends.tokenization import Tokenization
+from backends.wrapper import BackendWrapper
 
 __all__ = [
     "Backend",
     "BackendClosedError",
     "BackendError",
+    "BackendUsage",
+    "BackendWrapper",
     "BudgetExceededError",
     "Capabilities",
     "CapabilityError",
@@ -44,16 +52,24 @@ __all__ = [
     "ContextLengthError",
     "EndpointError",
     "FinishReason",
+    "Limited",
+    "Limiter",
     "Message",
+    "Metered",
     "MissingExtraError",
     "ModelInfo",
+    "Pool",
     "Prompt",
     "PromptError",
     "QueueFullError",
+    "RetryPolicy",
+    "Retrying",
     "SamplingParams",
     "State",
+    "TokenBudget",
     "Tokenization",
     "TokenizerMismatchError",
+    "Traced",
     "UnknownModelError",
     "available",
     "connect",

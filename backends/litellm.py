@@ -18,7 +18,7 @@ from backends.errors import BackendError
 from backends.limits import Limiter
 from backends.retries import RetryPolicy
 
-DEFAULT_CONCURRENCY = 64
+DEFAULT_CONCURRENCY = 32
 
 _OWN = frozenset({
     "additional_drop_params", "allowed_openai_params", "api_base", "api_key", "base_url", "cache", "caching",

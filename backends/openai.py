@@ -19,7 +19,7 @@ from backends.retries import RetryPolicy
 
 T = TypeVar("T")
 
-DEFAULT_CONCURRENCY = 64
+DEFAULT_CONCURRENCY = 32
 VLLM_URL = "http://localhost:8000/v1"
 OPENAI_URL = "https://api.openai.com/v1"
 

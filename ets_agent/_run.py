@@ -18,6 +18,7 @@ from ets_agent import chains, energy
 from ets_agent._group import Group, Rollout
 from ets_agent._rollouts import ProposalRollouts, ReferenceRollouts, RolloutSource
 from ets_agent._trace import step_trace
+from ets_agent._turns import take_turn
 from ets_agent.config import ETSConfig
 from ets_agent.results import (
     BlockCommitted,
@@ -132,6 +133,7 @@ class Run:
                 self._warnings.append(message)
                 yield Warned(step=step, message=message)
 
+            await take_turn()
             rng = np.random.default_rng(choice_seed)
             pooled = chains.pool(estimate, group.owners, log_factors)
             move = chains.advance(
@@ -299,7 +301,7 @@ class Run:
             answer=self._answer(completion),
             reward=reward,
             finish_reason=finish_reason,
-            steps=self._steps,
+            steps=tuple(self._steps),
             usage=Usage(
                 candidate_tokens=self._candidate_tokens,
                 rollout_tokens=self._rollout_tokens,
@@ -313,11 +315,13 @@ class Run:
             model=self._backend.name,
             proposal=None if self._proposal is None else self._proposal.name,
             config=self._config,
-            warnings=self._warnings,
+            warnings=tuple(self._warnings),
         )
 
     async def _within(self, work: Awaitable[T]) -> T:
         """Await something, but no longer than the deadline; it is cancelled then."""
+        if self._deadline is None:
+            return await work
         scope = asyncio.timeout_at(self._deadline)
         try:
             async with scope:

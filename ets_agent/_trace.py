@@ -48,22 +48,25 @@ def step_trace(
         )
 
     rollouts = [
-        [record(rollout, finished=candidate.state.finished) for rollout in candidate.rollouts]
+        tuple(record(rollout, finished=candidate.state.finished) for rollout in candidate.rollouts)
         for candidate in group.candidates
     ]
     shares = group.rollout_shares(estimate)
     owners = group.owners.tolist()
-    return StepTrace(
+    # Not validated: these are our own values, and validation would copy what identical candidates share.
+    return StepTrace.model_construct(
         step=step,
-        candidates=[state.text[len(texts[owner]) :] for state, owner in zip(group.states, owners, strict=True)],
-        finished=[state.finished for state in group.states],
-        log_energies=estimate.log_energies.tolist(),
-        log_energy_errors=[error if math.isfinite(error) else None for error in estimate.log_energy_errors.tolist()],
-        weights=estimate.weights.tolist(),
+        candidates=tuple(state.text[len(texts[owner]) :] for state, owner in zip(group.states, owners, strict=True)),
+        finished=tuple(state.finished for state in group.states),
+        log_energies=tuple(estimate.log_energies.tolist()),
+        log_energy_errors=tuple(
+            error if math.isfinite(error) else None for error in estimate.log_energy_errors.tolist()
+        ),
+        weights=tuple(estimate.weights.tolist()),
         ess=estimate.ess,
         chosen=chosen,
-        chains=owners,
-        kept=move.chosen,
+        chains=tuple(owners),
+        kept=tuple(move.chosen),
         resampled=move.resampled,
         num_rollouts=max((len(candidate.rollouts) for candidate in group.unfinished), default=0),
         diagnostics=Diagnostics(
@@ -75,7 +78,7 @@ def step_trace(
             pareto_k=None if check is None else check.pareto_k,
             verdict=None if check is None else check.verdict,
         ),
-        rollouts=[rollouts[place] for place in group.source],
+        rollouts=tuple(rollouts[place] for place in group.source),
         fallback=estimate.fallback,
         dropped=sum(rollout.reward is None for rollout in group.rollouts),
     )

@@ -1,4 +1,4 @@
-"""Lets many runs that begin at the same time take turns, so that the event loop hears of other things in between."""
+"""Lets many runs take turns where they compute, so that the event loop hears of other things in between."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import deque
 from weakref import WeakKeyDictionary
 
 RUNS_PER_TURN = 8
-"""Runs that begin between two looks at the network and the clock; each takes about a millisecond to its first wait."""
+"""Runs that go on between two looks at the network and the clock; each takes about a millisecond to its next wait."""
 
 
 class _Turns:
-    """The runs that wait to begin on one event loop, which it does not keep alive."""
+    """The runs that wait on one event loop, which it does not keep alive."""
 
     def __init__(self) -> None:
         self._free = RUNS_PER_TURN
@@ -19,7 +19,7 @@ class _Turns:
         self._armed = False
 
     async def take(self) -> None:
-        """Wait until fewer have begun in this turn than may."""
+        """Wait until fewer have gone on in this turn than may."""
         if not self._armed:
             self._armed = True
             asyncio.get_running_loop().call_soon(self._next)

@@ -67,24 +67,24 @@ class StepTrace(_Record):
 
     step: int
     """Number of the step, from 1."""
-    candidates: list[str]
+    candidates: tuple[str, ...]
     """The text that each candidate adds to the response."""
-    finished: list[bool]
+    finished: tuple[bool, ...]
     """Whether the candidate is a complete response, whose energy is known exactly."""
-    log_energies: list[float]
+    log_energies: tuple[float, ...]
     """Estimates of log E[exp(r / λ)] (nats, up to a constant of the step where λ = 0)."""
-    log_energy_errors: list[float | None]
+    log_energy_errors: tuple[float | None, ...]
     """Their standard errors (nats): 0 for a finished candidate, None where the energy is zero or unknown."""
-    weights: list[float]
+    weights: tuple[float, ...]
     """Self-normalised weights; they sum to 1."""
     ess: float
     """Effective sample size of the weights, 1 to their number."""
     chosen: int
     """Index of the candidate that was drawn; with several chains, the one on which the most weight stands, and at the
     end that of the chain whose answer was drawn."""
-    chains: list[int] = []
+    chains: tuple[int, ...] = ()
     """Number of the chain, from 0, that each candidate continues."""
-    kept: list[int] = []
+    kept: tuple[int, ...] = ()
     """Index of the candidate that each chain goes on from."""
     resampled: bool = False
     """Whether the chains were drawn anew from all candidates; otherwise each went on with one of its own."""
@@ -92,7 +92,7 @@ class StepTrace(_Record):
     """Rollouts that were drawn for each unfinished candidate."""
     diagnostics: Diagnostics
     """How far the weights can be trusted."""
-    rollouts: list[list[RolloutTrace]]
+    rollouts: tuple[tuple[RolloutTrace, ...], ...]
     """The responses behind each estimate; a finished candidate's is itself."""
     fallback: Fallback | None = None
     """Why the weights are uniform, where they had to be."""
@@ -132,7 +132,7 @@ class Result(_Record):
     """Its reward in the last step's group; None where there was no verdict."""
     finish_reason: Literal["stop", "length", "timeout", "budget"]
     """Why it ended; ``timeout`` and ``budget`` (a backend's tokens are used up) mean that the run was cut short."""
-    steps: list[StepTrace]
+    steps: tuple[StepTrace, ...]
     """One trace per step."""
     usage: Usage
     """Tokens and seconds."""
@@ -149,7 +149,7 @@ class Result(_Record):
     """Name of the model that drew the rollouts, where it is another."""
     config: ETSConfig
     """The settings of the run."""
-    warnings: list[str] = []
+    warnings: tuple[str, ...] = ()
     """What went wrong on the way without ending the run."""
 
     @property

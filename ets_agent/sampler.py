@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
@@ -110,10 +110,15 @@ class ETS:
             backends.BackendError: The model failed.
         """
         await take_turn()
-        async with aclosing(self.stream(prompt, reward=reward, **overrides)) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    return event.result
+        run, own = self._run(prompt, reward, overrides)
+        try:
+            async with aclosing(run.events()) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        return event.result
+        finally:
+            if own is not None:
+                await own.aclose()
         raise AssertionError("a run ends with Finished")
 
     def stream(self, prompt: Prompt, *, reward: RewardSpec | None = None, **overrides: Any) -> AsyncGenerator[Event]:
@@ -121,13 +126,7 @@ class ETS:
 
         Nothing runs between events, so leaving the loop early leaves nothing behind.
         """
-        config = self._config.replace(**overrides) if overrides else self._config
-        judge = self._reward if reward is None else rewards.build(reward)
-        self._check(config, judge)
-        seed = secrets.randbits(48) if config.seed is None else config.seed
-        own = judge is not self._reward and judge is not reward
-        run = Run(self._backend, judge, config, prompt, seed, proposal=self._proposal)
-        return _events(run, judge if own else None)
+        return _events(*self._run(prompt, reward, overrides))
 
     async def complete_many(
         self,
@@ -210,6 +209,18 @@ class ETS:
     ) -> None:
         """Close it."""
         await self.aclose()
+
+    def _run(
+        self, prompt: Prompt, reward: RewardSpec | None, overrides: Mapping[str, Any]
+    ) -> tuple[Run, Reward | None]:
+        """Return a run, and the reward to close after it if it was made for this run alone."""
+        config = self._config.replace(**overrides) if overrides else self._config
+        judge = self._reward if reward is None else rewards.build(reward)
+        self._check(config, judge)
+        seed = secrets.randbits(48) if config.seed is None else config.seed
+        own = judge is not self._reward and judge is not reward
+        run = Run(self._backend, judge, config, prompt, seed, proposal=self._proposal)
+        return run, judge if own else None
 
     def _opened(self, backend: Backend | str) -> Backend:
         if not isinstance(backend, str):

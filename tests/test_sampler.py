@@ -651,7 +651,7 @@ async def test_one_chain_is_the_run_of_before() -> None:
     for seed in range(10):
         result = await ets.complete("q", seed=seed, num_chains=1)
         assert {place for step in result.steps for place in step.chains} == {0}
-        assert all(step.kept == [step.chosen] and not step.resampled for step in result.steps)
+        assert all(step.kept == (step.chosen,) and not step.resampled for step in result.steps)
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, 1e-300, 0.05, 1e9])

@@ -7,8 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from backends.base import (
     Backend,
@@ -30,13 +29,23 @@ from backends.limits import Limiter
 from backends.text import cut, settled
 from backends.tokenization import Tokenization
 
+R = TypeVar("R")
 T = TypeVar("T")
-Call = Callable[[], Coroutine[Any, Any, T]]
 
 _log = logging.getLogger(__name__)
 
 _SCORED_TOGETHER = 32
 """Most rollouts that one request has scored."""
+
+
+class _Request(NamedTuple):
+    """A request for rows of one state."""
+
+    state: EndpointState
+    rows: int
+    tokens: int
+    seed: int
+    logprobs: bool
 
 
 class EndpointBackend(BackendContext):
@@ -125,8 +134,12 @@ class EndpointBackend(BackendContext):
         if tokens < left and not self.capabilities.continue_prefix:
             raise CapabilityError(f"{self._name} cannot continue a prefix, so a response can only be drawn as a whole")
         budget = min(tokens, left)
-        calls = self._draws(own, n, budget, row_seeds(seed, n), logprobs=own.params.confidence)
-        return [self._successor(own, draw) for rows in await self._together(calls) for draw in rows]
+        requests = self._requests(own, n, budget, row_seeds(seed, n), logprobs=own.params.confidence)
+        successors = [
+            self._successor(own, draw) for rows in await self._together(self._draw, requests) for draw in rows
+        ]
+        shared: dict[EndpointState, EndpointState] = {}
+        return [shared.setdefault(state, state) for state in successors]
 
     async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
         """Complete each state n times; see `backends.Backend.rollout`.
@@ -137,29 +150,27 @@ class EndpointBackend(BackendContext):
         if n < 1:
             raise BackendError(f"rollout needs at least one completion per state, not {n}")
         own = [_own(state) for state in states]
-        calls: list[list[Call[list[Draw]]]] = [
-            []
-            if state.finished
-            else self._draws(
+        requests = [
+            request
+            for index, state in enumerate(own)
+            if not state.finished
+            for request in self._requests(
                 state,
                 n,
                 state.max_tokens - state.num_tokens,
                 row_seeds(seed, n, index),
                 logprobs=state.params.confidence or (state.params.logprobs and self._knows_logprobs(state.params)),
             )
-            for index, state in enumerate(own)
         ]
-        outcomes = iter(await self._settled([call for group in calls for call in group]))
-        return [
-            [_as_completion(state)] * n
-            if state.finished
-            else [
+        outcomes = await self._settled(requests)
+        rows = iter(
+            [
                 completion
-                for place, _ in enumerate(group)
-                for completion in self._completions(state, next(outcomes), self._rows(n, place))
+                for request, outcome in zip(requests, outcomes, strict=True)
+                for completion in self._completions(request, outcome)
             ]
-            for state, group in zip(own, calls, strict=True)
-        ]
+        )
+        return [[_as_completion(state)] * n if state.finished else [next(rows) for _ in range(n)] for state in own]
 
     def adopt(self, state: State, others: Sequence[State]) -> list[State]:
         """Return this backend's states for those of another; see `backends.Backend.adopt`.
@@ -207,7 +218,7 @@ class EndpointBackend(BackendContext):
             for state, group in zip(own, completions, strict=True)
             for first in range(0, len(group), _SCORED_TOGETHER)
         ]
-        sums = await self._together([partial(self._score, state, rollouts) for state, rollouts in chunks])
+        sums = await self._together(lambda chunk: self._score(*chunk), chunks)
         flat = iter([total for chunk in sums for total in chunk])
         return [[next(flat) for _ in group] for group in completions]
 
@@ -215,30 +226,28 @@ class EndpointBackend(BackendContext):
         """Close the connections."""
         await self._dialect.aclose()
 
-    def _rows(self, n: int, request: int) -> int:
-        """Return how many of n rows a request has."""
-        most = self._dialect.most_rows
-        return min(most, n - request * most)
-
-    def _draws(
+    def _requests(
         self, state: EndpointState, n: int, tokens: int, seeds: Sequence[int], *, logprobs: bool
-    ) -> list[Call[list[Draw]]]:
+    ) -> list[_Request]:
         """Return the requests that draw n rows; the first row's seed is the request's.
 
         Seeds are cut to 53 bits, which every JSON reader keeps, and to which a server can add the row's number.
         """
         most = self._dialect.most_rows
         return [
-            partial(
-                self._dialect.draw,
-                state,
-                min(most, n - first),
-                tokens=tokens,
-                seed=seeds[first] >> 11,
-                logprobs=logprobs,
-            )
-            for first in range(0, n, most)
+            _Request(state, min(most, n - first), tokens, seeds[first] >> 11, logprobs) for first in range(0, n, most)
         ]
+
+    async def _draw(self, request: _Request) -> list[Draw]:
+        state, rows, tokens, seed, logprobs = request
+        return await self._dialect.draw(state, rows, tokens=tokens, seed=seed, logprobs=logprobs)
+
+    async def _draw_or_fail(self, request: _Request) -> list[Draw] | EndpointError:
+        """Draw, or return how the request failed."""
+        try:
+            return await self._draw(request)
+        except EndpointError as error:
+            return error
 
     def _knows_logprobs(self, params: SamplingParams) -> bool:
         """Whether the server tells log-probabilities under these parameters."""
@@ -280,21 +289,21 @@ class EndpointBackend(BackendContext):
             totals[place] = math.fsum(logprobs) if -math.inf not in logprobs else -math.inf
         return totals
 
-    async def _together(self, calls: Sequence[Call[T]]) -> list[T]:
-        """Await calls at the same time; the first one to fail cancels the others, and is what is raised.
+    async def _together(self, send: Callable[[R], Coroutine[Any, Any, T]], requests: Sequence[R]) -> list[T]:
+        """Send requests at the same time; the first one to fail cancels the others, and is what is raised.
 
-        A call begins when there is a place for it. Until then it is only its arguments: of a thousand runs at once most
-        calls wait, and tasks and frames in the tens of thousands keep the garbage collector busy.
+        A request begins when there is a place for it. Until then it is only its arguments: of a thousand runs at once
+        most requests wait, and tasks and frames in the tens of thousands keep the garbage collector busy.
         """
-        if len(calls) == 1:
+        if len(requests) == 1:
             async with self._limiter:
-                return [await calls[0]()]
+                return [await send(requests[0])]
         tasks: list[asyncio.Task[T]] = []
         try:
             async with asyncio.TaskGroup() as group:
-                for call in calls:
+                for request in requests:
                     await self._limiter.acquire()
-                    task = group.create_task(call())
+                    task = group.create_task(send(request))
                     # Not within the task: one that is cancelled before its first step never runs at all.
                     task.add_done_callback(self._leave)
                     tasks.append(task)
@@ -305,15 +314,15 @@ class EndpointBackend(BackendContext):
     def _leave(self, _: object) -> None:
         self._limiter.release()
 
-    async def _settled(self, calls: Sequence[Call[T]]) -> list[T | EndpointError]:
-        """Await calls at the same time; requests that failed give their error, unless all of them did."""
-        outcomes = await self._together([partial(_outcome, call) for call in calls])
+    async def _settled(self, requests: Sequence[_Request]) -> list[list[Draw] | EndpointError]:
+        """Send requests at the same time; those that failed give their error, unless all of them did."""
+        outcomes = await self._together(self._draw_or_fail, requests)
         failures = [result for result in outcomes if isinstance(result, EndpointError)]
         if failures and len(failures) == len(outcomes):
             raise failures[0]
         if failures:
             # As text: a handler that keeps records would keep the error's traceback, and all that hangs on its frames.
-            _log.warning("%d of %d requests for rollouts failed: %s", len(failures), len(calls), str(failures[0]))
+            _log.warning("%d of %d requests for rollouts failed: %s", len(failures), len(outcomes), str(failures[0]))
         return outcomes
 
     def _successor(self, state: EndpointState, draw: Draw) -> EndpointState:
@@ -335,9 +344,10 @@ class EndpointBackend(BackendContext):
             confidence=_confidence(state, draw),
         )
 
-    def _completions(self, state: EndpointState, outcome: list[Draw] | EndpointError, n: int) -> list[Completion]:
+    def _completions(self, request: _Request, outcome: list[Draw] | EndpointError) -> list[Completion]:
+        state = request.state
         if isinstance(outcome, EndpointError):
-            return [Completion(text=state.text, finish_reason="error", error=str(outcome))] * n
+            return [Completion(text=state.text, finish_reason="error", error=str(outcome))] * request.rows
         return [
             Completion(
                 text=cut(draw.raw, state.params.stop),
@@ -367,14 +377,6 @@ def _confidence(state: EndpointState, draw: Draw) -> Confidence | None:
         return None
     own = Confidence(num_tokens=draw.num_tokens, logprob=math.fsum(draw.logprobs), entropy=None, self_certainty=None)
     return state.confidence + own
-
-
-async def _outcome(call: Call[T]) -> T | EndpointError:
-    """Return what a call gives, or how its request failed."""
-    try:
-        return await call()
-    except EndpointError as error:
-        return error
 
 
 _: type[Backend] = EndpointBackend

@@ -92,10 +92,12 @@ class FaultyBackend(BackendContext):
         return await self.inner.score(states, completions)
 
     async def aclose(self) -> None:
-        self.closed += 1
-        await self.inner.aclose()
         if self.close_error is not None:
+            self.closed += 1
             raise self.close_error
+        await asyncio.sleep(0)  # Closing takes a while where it works.
+        await self.inner.aclose()
+        self.closed += 1
 
     async def _meet(self, call: str, states: Sequence[State], rows: int) -> Fault:
         number = len(self.calls)

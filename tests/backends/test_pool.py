@@ -153,6 +153,10 @@ async def test_a_run_begins_where_the_fewest_rows_are_under_way() -> None:
     for _ in range(4):
         await pool.begin("q", max_tokens=4, params=PLAIN)
     assert (one.calls.count("begin"), two.calls.count("begin")) == (1 + 4, 1), "5 rows against 2 times 3"
+    opening = asyncio.create_task(pool.begin("q", max_tokens=4, params=PLAIN))
+    await asyncio.sleep(0)
+    assert [member.rows for member in pool._roster.members] == [6, 6], "to begin counts as one"
+    await opening
     more = asyncio.create_task(pool.score([start], [[Completion(text="a", token_ids=(0,))] * 2]))
     while one.under_way < 2:
         await asyncio.sleep(0)
@@ -168,7 +172,9 @@ async def test_concurrent_runs_spread_evenly() -> None:
     pool_members = members(3)
     results = await guided(Pool(pool_members)).complete_many(["q"] * 30, concurrency=30)
     assert all(isinstance(result, Result) for result in results)
-    assert [member.calls.count("begin") for member in pool_members] == [10] * 3
+    begun = [member.calls.count("begin") for member in pool_members]
+    assert sum(begun) == 30
+    assert min(begun) >= 8, "runs begin in turns, so some are further on when others choose"
 
 
 async def test_states_of_several_runs_in_one_call_go_to_one_member_in_their_order() -> None:
@@ -394,6 +400,82 @@ async def test_a_run_that_no_other_member_can_take_over_says_so() -> None:
     one.recover()
     ((rolled,),) = await pool.rollout([state], 1, seed=0)
     assert rolled.text == "one two three four five six", "its own member is tried where no other one can"
+
+
+async def test_a_finished_state_needs_no_member() -> None:
+    one, two = members()
+    pool = Pool([one, two])
+    (final,) = await pool.extend(await pool.begin("q", max_tokens=1, params=PLAIN), 1, tokens=1, seed=0)
+    one.die()
+    two.die()
+    assert await pool.extend(final, 3, tokens=1, seed=0) == [final] * 3
+
+
+async def test_a_begin_that_one_refuses_and_another_takes_puts_the_first_out() -> None:
+    one, two = members()
+    one.plan = at(0, EndpointError("no such parameter", status=400))
+    pool = Pool([one, two])
+    await pool.begin("q", max_tokens=6, params=PLAIN)
+    assert [member.healthy for member in pool._roster.members] == [False, True]
+
+
+async def test_a_member_that_does_better_stays_and_the_worse_one_leaves() -> None:
+    """None of them draws all rows, but the second one draws some that the first one lost."""
+    one, two, three = pool_members = members(3)
+    one.plan = lambda number, call: "lose" if call == "rollout" else None
+    two.plan = lambda number, call: "lose last" if call == "rollout" else None
+    three.plan = lambda number, call: BackendError("down")
+    pool = Pool(pool_members)
+    start = await pool.begin("q", max_tokens=6, params=PLAIN)
+    for member in (one, two):
+        inner = member.inner
+        member.inner = LosesMiddle(inner)
+    ((first, middle, last),) = await pool.rollout([start], 3, seed=4)
+    assert (first.finish_reason == "error", middle.finish_reason, last.finish_reason == "error") == (
+        False,
+        "error",
+        False,
+    )
+    assert [member.healthy for member in pool._roster.members] == [False, True, False]
+
+
+class LosesMiddle(FaultyBackend):
+    """Loses the second row of every state."""
+
+    async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+        drawn = await self.inner.rollout(states, n, seed=seed)
+        return [[a, dataclasses.replace(b, finish_reason="error"), *rest] for a, b, *rest in drawn]
+
+
+async def test_a_run_tries_its_own_member_again_when_the_time_has_come(clock: Callable[[float], None]) -> None:
+    """Its caches are there: another run's failure put the member out."""
+    one, two = members()
+    pool = Pool([one, two], retry_after=5.0)
+    first, _, third = [await pool.begin("q", max_tokens=6, params=PLAIN) for _ in range(3)]
+    one.plan = at(2, BackendError("down"))
+    await pool.extend(first, 2, tokens=1, seed=0)
+    clock(5.0)
+    await pool.extend(third, 2, tokens=1, seed=0)
+    assert one.calls == ["begin", "begin", "extend", "extend"]
+    assert pool._roster.members[0].healthy
+
+
+async def test_members_that_cannot_share_tokens_go_on_from_each_others_texts() -> None:
+    """What is adopted is the other pool's member's own state, which may know more than its tokens."""
+    seen: list[State] = []
+
+    class Textual(FaultyBackend):
+        def adopt(self, state: State, others: Sequence[State]) -> list[State]:
+            seen.extend(others)
+            return super().adopt(state, others)
+
+    def textual() -> Pool:
+        return Pool([Textual(EnumerableBackend.random(1, letters=LETTERS)) for _ in range(2)])
+
+    reference, proposal = textual(), textual()
+    drawn = await reference.extend(await reference.begin("q", max_tokens=6, params=PLAIN), 2, tokens=2, seed=0)
+    proposal.adopt(await proposal.begin("q", max_tokens=6, params=PLAIN), drawn)
+    assert [type(state).__name__ for state in seen] == ["EnumerableState"] * 2
 
 
 # Errors that are not a member's
@@ -725,7 +807,7 @@ async def test_closing_closes_every_member_even_if_one_fails_to() -> None:
     start = await pool.begin("q", max_tokens=6, params=PLAIN)
     with pytest.raises(RuntimeError, match="cannot close"):
         await pool.aclose()
-    assert (one.closed, two.closed, three.closed) == (1, 1, 1)
+    assert (one.closed, two.closed, three.closed) == (1, 1, 1), "all were waited for"
     with pytest.raises(BackendClosedError, match="pool"):
         await pool.begin("q", max_tokens=6, params=PLAIN)
     with pytest.raises(BackendClosedError, match="pool"):

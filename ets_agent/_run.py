@@ -315,7 +315,7 @@ class Run:
             model=self._backend.name,
             proposal=None if self._proposal is None else self._proposal.name,
             config=self._config,
-            warnings=tuple(self._warnings),
+            warnings=self._warnings,
         )
 
     async def _within(self, work: Awaitable[T]) -> T:

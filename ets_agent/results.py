@@ -149,7 +149,7 @@ class Result(_Record):
     """Name of the model that drew the rollouts, where it is another."""
     config: ETSConfig
     """The settings of the run."""
-    warnings: tuple[str, ...] = ()
+    warnings: list[str] = []
     """What went wrong on the way without ending the run."""
 
     @property

@@ -7,14 +7,38 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from rewards.sandbox import SandboxUnavailableError, select
+from tests.fake_server import FakeServer, ScriptedModel
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+SERVERS = {8000: "tiny/qwen3", 8001: "tiny/qwen3-small", 8002: "tiny/qwen3"}
+"""What the pages say is served at which port of this machine; fake servers take their place."""
+SCRIPT = {"12 + 30 = 42\n#### 42": 2.0, "12 + 30 = 43\n#### 43": 1.0}
+
+
+@pytest.fixture(scope="module")
+def addresses() -> Iterator[dict[str, str]]:
+    """Where the servers of the pages really are."""
+    with ExitStack() as stack:
+        yield {
+            f"http://localhost:{port}/v1": stack.enter_context(FakeServer(ScriptedModel(SCRIPT, name=name))).base_url
+            for port, name in SERVERS.items()
+        }
+
+
+def with_servers(snippet: str, addresses: dict[str, str]) -> str:
+    for said, real in addresses.items():
+        snippet = snippet.replace(said, real)
+    return snippet
 
 
 def snippets(language: str) -> list[tuple[str, str]]:
@@ -46,17 +70,17 @@ def skip_without_sandbox(snippet: str) -> None:
 
 
 @pytest.mark.parametrize("code", [pytest.param(code, id=place) for place, code in snippets("python")])
-def test_python_snippets_run(code: str, tmp_path: Path) -> None:
+def test_python_snippets_run(code: str, tmp_path: Path, addresses: dict[str, str]) -> None:
     skip_without_sandbox(code)
     script = tmp_path / "snippet.py"
-    script.write_text(code, encoding="utf-8")
+    script.write_text(with_servers(code, addresses), encoding="utf-8")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", [pytest.param(command, id=name) for name, command in commands()])
-def test_commands_run(command: str, tmp_path: Path) -> None:
-    words = shlex.split(command, comments=True)
+def test_commands_run(command: str, tmp_path: Path, addresses: dict[str, str]) -> None:
+    words = shlex.split(with_servers(command, addresses), comments=True)
     if words[0] in {"make", "git", "cd", "pip"}:
         targets = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert words[0] != "make" or re.search(rf"^{words[1]}:", targets, re.MULTILINE)

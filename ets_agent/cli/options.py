@@ -51,7 +51,13 @@ def _proposal(*, default: str | None = None) -> Any:
 
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="Reference model: tiny/NAME (see `ets models`) or hf/ID_OR_PATH.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Reference model: tiny/NAME (see `ets models`), hf/ID_OR_PATH, vllm/MODEL@URL, openai/MODEL or "
+        "litellm/PROVIDER/MODEL.",
+    ),
 ]
 Proposal = Annotated[str | None, _proposal()]
 EvalProposal = Annotated[

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import email.utils
-import logging
-import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, TypeVar
@@ -16,17 +13,12 @@ import openai
 from pydantic import SecretStr
 
 from backends.endpoints.addresses import credentials, shown, valid
+from backends.endpoints.statuses import may_pass, retry_after
 from backends.errors import BackendClosedError, BackendError, ContextLengthError, EndpointError
 from backends.retries import RetryPolicy
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
-
-_RETRYABLE = frozenset({408, 409, 425, 429})
-"""Statuses below 500 after which the same request may succeed."""
-_HOPELESS = frozenset({501, 505})
-"""Statuses from 500 on after which it cannot."""
 _TOO_LONG = ("context_length_exceeded", "maximum context length", "maximum model length", "context window")
 _LONGEST_MESSAGE = 500
 
@@ -195,7 +187,7 @@ class Client:
         if status == 404:
             text += "; check the model's name and the address"
         return EndpointError(
-            text, status=status, retryable=_retryable(error), retry_after=_retry_after(error.response.headers)
+            text, status=status, retryable=_retryable(error), retry_after=retry_after(error.response.headers)
         )
 
     def _clean(self, text: str) -> str:
@@ -225,22 +217,4 @@ def _retryable(error: openai.APIStatusError) -> bool:
         return bool(advice == "true")
     if error.code == "insufficient_quota":  # A 429 that waiting does not help.
         return False
-    status = error.status_code
-    return status in _RETRYABLE or (status >= 500 and status not in _HOPELESS)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a server asks to wait for: a number, or a date."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
-            return max(0.0, float(value) * unit)
-        except ValueError:
-            pass
-        try:
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-        except ValueError:
-            _log.debug("the server sent %s: %r, which is neither seconds nor a date", name, value)
-    return None
+    return may_pass(error.status_code)

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import openai
 
-from backends.endpoints.client import _HOPELESS, _RETRYABLE, _retry_after
 from backends.endpoints.litellm_client import litellm
+from backends.endpoints.statuses import may_pass, retry_after
 from backends.errors import BackendError, CapabilityError, ContextLengthError, EndpointError, MissingExtraError
 
 _SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)$", re.IGNORECASE)
@@ -58,7 +58,7 @@ def translated(error: Exception, request: str, *, timeout: float, secrets: Itera
         text += "; check the key (the argument api_key, or the provider's environment variable)"
     if status == 404:
         text += "; check the model's name and the address"
-    return EndpointError(text, status=status, retryable=_retryable(error, status), retry_after=_retry_after(headers))
+    return EndpointError(text, status=status, retryable=_retryable(error, status), retry_after=retry_after(headers))
 
 
 def secrets_of(settings: Mapping[str, Any]) -> list[str]:
@@ -90,4 +90,4 @@ def _status(error: openai.OpenAIError, *, answered: bool) -> int | None:
 def _retryable(error: openai.OpenAIError, status: int) -> bool:
     if "insufficient_quota" in f"{getattr(error, 'code', '')} {error}":  # A 429 that waiting does not help.
         return False
-    return status in _RETRYABLE or (status >= 500 and status not in _HOPELESS)
+    return may_pass(status)

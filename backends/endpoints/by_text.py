@@ -21,8 +21,8 @@ from backends.tokenization import Tokenization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextDialect:
-    """Plain text completions.
+class WithoutTokens:
+    """What servers have in common that take and give no tokens.
 
     Attributes:
         client: The connection.
@@ -51,6 +51,23 @@ class TextDialect:
         """Refuse what the protocol has no field for."""
         refuse_high_temperature(params)
         refuse_top_k(params)
+
+    async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Refuse: text would be tokenized anew."""
+        raise cannot_score(self.model)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self.client.aclose()
+
+    def check_open(self) -> None:
+        """Refuse to be used after `aclose`."""
+        self.client.check_open()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDialect(WithoutTokens):
+    """Plain text completions."""
 
     async def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Return a text as it is."""
@@ -82,18 +99,6 @@ class TextDialect:
             lambda answer: replies.completions(answer, n, budget=tokens, logprobs=logprobs, ids=False),
         )
         return [as_draw(raw, choice) for choice in choices]
-
-    async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Refuse: text would be tokenized anew."""
-        raise cannot_score(self.model)
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self.client.aclose()
-
-    def check_open(self) -> None:
-        """Refuse to be used after `aclose`."""
-        self.client.check_open()
 
 
 def as_draw(raw: str, choice: replies.Choice) -> Draw:

@@ -33,7 +33,8 @@ SETTINGS: dict[str, Any] = {"num_candidates": 6, "num_rollouts": 3, "num_steps":
 def open_sockets() -> int:
     """Connections of this process's own event loops; the server's are uvloop's."""
     gc.collect()
-    found = [thing for thing in gc.get_objects() if isinstance(thing, asyncio.Transport)]
+    # By type: `isinstance` asks the object, and some objects of other libraries warn when they are asked anything.
+    found = [thing for thing in gc.get_objects() if issubclass(type(thing), asyncio.Transport)]
     return sum(not transport.is_closing() for transport in found)
 
 
@@ -64,7 +65,6 @@ async def test_a_fifth_of_all_requests_fail_in_every_way() -> None:
     assert {result.answer for result in complete} <= {"7", "8", "12", None}
     dropped = sum(trace.finish_reason == "error" for result in complete for step in result.steps
                   for group in step.rollouts for trace in group)  # fmt: skip
-    assert dropped > 0, "a rollout whose request failed for good is on the trace"
 
     harmless = (None, "slow")
     # The number of requests is what the policy allows: every try but the last one of a request failed.
@@ -85,7 +85,7 @@ async def test_a_fifth_of_all_requests_fail_in_every_way() -> None:
     lost = [made for made in tries.values() if made[-1].fault not in harmless]
     expected = len(tries) * 0.2**POLICY.attempts
     assert len(lost) < expected + 5 * math.sqrt(expected) + 5
-    assert (len(failures) > 0) <= (len(lost) > 0)
+    assert bool(lost) == bool(failures or dropped), "what failed for good is on a trace, or ended its run"
     assert elapsed < 120
 
 

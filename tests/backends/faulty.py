@@ -95,7 +95,8 @@ class FaultyBackend(BackendContext):
         if self.close_error is not None:
             self.closed += 1
             raise self.close_error
-        await asyncio.sleep(0)  # Closing takes a while where it works.
+        for _ in range(9):  # Closing takes a while where it works.
+            await asyncio.sleep(0)
         await self.inner.aclose()
         self.closed += 1
 

@@ -160,6 +160,7 @@ async def test_a_run_begins_where_the_fewest_rows_are_under_way() -> None:
     more = asyncio.create_task(pool.score([start], [[Completion(text="a", token_ids=(0,))] * 2]))
     while one.under_way < 2:
         await asyncio.sleep(0)
+    assert [member.rows for member in pool._roster.members] == [7, 6]
     await pool.begin("q", max_tokens=4, params=PLAIN)
     assert two.calls.count("begin") == 2, "7 rows against 6"
     for member in (one, two):
@@ -445,6 +446,22 @@ class LosesMiddle(FaultyBackend):
     async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
         drawn = await self.inner.rollout(states, n, seed=seed)
         return [[a, dataclasses.replace(b, finish_reason="error"), *rest] for a, b, *rest in drawn]
+
+
+async def test_a_try_that_loses_rows_does_not_bring_a_member_back(clock: Callable[[float], None]) -> None:
+    one, two = members()
+    pool = Pool([one, two], retry_after=5.0)
+    start = await pool.begin("q", max_tokens=6, params=PLAIN)
+    one.plan = lambda number, call: BackendError("down") if number == 1 else "lose" if number == 2 else None
+    await pool.begin("q", max_tokens=6, params=PLAIN)
+    third = await pool.begin("q", max_tokens=6, params=PLAIN)
+    assert two.calls == ["begin", "begin"]
+    clock(5.0)
+    first = pool._roster.members[0]
+    assert (await pool.rollout([start], 2, seed=0))[0][0].finish_reason != "error"
+    assert not first.healthy
+    assert first.failures == 2
+    assert await pool.rollout([third], 2, seed=0)
 
 
 async def test_a_run_tries_its_own_member_again_when_the_time_has_come(clock: Callable[[float], None]) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import openai
 from pydantic import SecretStr
 
 from backends.endpoints.addresses import credentials, shown, valid
+from backends.endpoints.per_loop import PerLoop
 from backends.endpoints.statuses import may_pass, retry_after
 from backends.errors import BackendClosedError, BackendError, ContextLengthError, EndpointError
 from backends.retries import RetryPolicy
@@ -64,9 +63,7 @@ class Client:
         self._key_hint = key_hint
         self._retries = retries
         self._timeout = timeout
-        self._open: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[openai.AsyncOpenAI, AsyncGenerator[Any]]] = (
-            WeakKeyDictionary()
-        )
+        self._connections = PerLoop(self._sdk, openai.AsyncOpenAI.close)
         self._closed = False
 
     @property
@@ -97,13 +94,7 @@ class Client:
     async def aclose(self) -> None:
         """Close all connections; requests under way fail with `BackendClosedError`."""
         self._closed = True
-        here = asyncio.get_running_loop()
-        for loop, (_, lifetime) in list(self._open.items()):
-            if loop is here:
-                await lifetime.aclose()
-            elif loop.is_running():
-                asyncio.run_coroutine_threadsafe(lifetime.aclose(), loop)
-        self._open.clear()
+        await self._connections.aclose()
 
     def check_open(self) -> None:
         """Refuse to be used after `aclose`."""
@@ -127,7 +118,7 @@ class Client:
     ) -> T:
         """Send a request once."""
         self.check_open()
-        client = await self._connected()
+        client = await self._connections.get()
         request = f"{method} {url} [{number}]"
         try:
             # `object` has the SDK parse the JSON and build none of its models, which would take several times as long.
@@ -151,22 +142,16 @@ class Client:
         except Malformed as error:
             raise EndpointError(f"{request}: the answer cannot be used: {error}", retryable=True) from error
 
-    async def _connected(self) -> openai.AsyncOpenAI:
-        """Return the SDK's client of the running event loop."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._open:
-            secret = self._secret.get_secret_value() if self._secret is not None else "none"
-            basic = f"Basic {base64.b64encode(secret.encode()).decode()}"
-            client = openai.AsyncOpenAI(
-                base_url=self._base_url,
-                api_key="none" if self._basic else secret,
-                default_headers={"Authorization": basic} if self._basic else None,
-                max_retries=0,
-            )
-            lifetime = _lifetime(client)
-            self._open[loop] = client, lifetime
-            await anext(lifetime)
-        return self._open[loop][0]
+    def _sdk(self) -> openai.AsyncOpenAI:
+        """Return a client of the SDK's."""
+        secret = self._secret.get_secret_value() if self._secret is not None else "none"
+        basic = f"Basic {base64.b64encode(secret.encode()).decode()}"
+        return openai.AsyncOpenAI(
+            base_url=self._base_url,
+            api_key="none" if self._basic else secret,
+            default_headers={"Authorization": basic} if self._basic else None,
+            max_retries=0,
+        )
 
     def _root(self) -> str:
         return self._base_url.removesuffix("/v1")
@@ -195,14 +180,6 @@ class Client:
         if self._secret is not None and self._secret.get_secret_value():
             text = text.replace(self._secret.get_secret_value(), "(key)")
         return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
-
-
-async def _lifetime(client: openai.AsyncOpenAI) -> AsyncGenerator[openai.AsyncOpenAI]:
-    """Close a client when its event loop ends: `asyncio.run` closes the asynchronous generators begun in it."""
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 def _message(error: openai.APIStatusError) -> str:

@@ -14,12 +14,13 @@ import inspect
 import logging
 import os
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from backends.endpoints.client import Malformed
+from backends.endpoints.per_loop import PerLoop
 from backends.errors import BackendClosedError, BackendError, EndpointError
 from backends.limits import Limiter
 from backends.retries import RetryPolicy
@@ -118,9 +119,7 @@ class LiteLLMClient:
             # An answer out of a cache is no draw.
             "cache": {"no-cache": True, "no-store": True},
         }
-        self._open: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[_Connections, AsyncGenerator[Any]]] = (
-            WeakKeyDictionary()
-        )
+        self._connections = PerLoop(_Connections, _Connections.close)
         self._closed = False
 
     async def ask(self, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
@@ -152,13 +151,7 @@ class LiteLLMClient:
     async def aclose(self) -> None:
         """Close all connections; requests under way fail with `BackendClosedError`."""
         self._closed = True
-        here = asyncio.get_running_loop()
-        for loop, (_, lifetime) in list(self._open.items()):
-            if loop is here:
-                await lifetime.aclose()
-            elif loop.is_running():
-                asyncio.run_coroutine_threadsafe(lifetime.aclose(), loop)
-        self._open.clear()
+        await self._connections.aclose()
 
     def check_open(self) -> None:
         """Refuse to be used after `aclose`."""
@@ -168,7 +161,7 @@ class LiteLLMClient:
     async def _once(self, body: Mapping[str, Any], read: Callable[[Any], T], number: str) -> T:
         """Send a request once."""
         self.check_open()
-        connections = await self._connected()
+        connections = await self._connections.get()
         request = f"{self._name} [{number}]"
         task = connections.begin({**self._arguments, **body, "litellm_call_id": number})
         try:
@@ -188,24 +181,6 @@ class LiteLLMClient:
             return read(answer)
         except Malformed as error:
             raise EndpointError(f"{request}: the answer cannot be used: {error}", retryable=True) from error
-
-    async def _connected(self) -> _Connections:
-        """Return the connections of the running event loop."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._open:
-            connections = _Connections()
-            lifetime = _lifetime(connections)
-            self._open[loop] = connections, lifetime
-            await anext(lifetime)
-        return self._open[loop][0]
-
-
-async def _lifetime(connections: _Connections) -> AsyncGenerator[None]:
-    """Close connections when their event loop ends: `asyncio.run` closes the asynchronous generators begun in it."""
-    try:
-        yield
-    finally:
-        await connections.close()
 
 
 class _Connections:

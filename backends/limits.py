@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
+import itertools
 import threading
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
+from typing import Any, TypeVar
 
 from backends.base import Backend, Completion, Prompt, SamplingParams, State
 from backends.errors import BackendError, QueueFullError
 from backends.wrapper import BackendWrapper
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 class Turnstile:
@@ -25,7 +30,9 @@ class Turnstile:
         # Reentrant, because the garbage collector may close an abandoned coroutine, which leaves the line or gives
         # back its room, while this thread is in here.
         self._lock = threading.RLock()
-        self._line: OrderedDict[_Waiter, None] = OrderedDict()
+        self._line: list[_Waiter] = []
+        """By rank, and within a rank by when they came."""
+        self._tickets = itertools.count()
 
     @property
     def waiting(self) -> int:
@@ -43,15 +50,15 @@ class Turnstile:
     def _check_line(self) -> None:
         """Raise an error if nobody else may wait."""
 
-    async def _enter(self, size: int = 1) -> None:
-        """Take room, once there is some and all who asked before have theirs."""
+    async def _enter(self, size: int = 1, *, rank: int = 0) -> None:
+        """Take room, once there is some and all have theirs who asked before, or have a lower rank."""
         loop = asyncio.get_running_loop()
         with self._lock:
             if not self._line and self._take(size):
                 return
             self._check_line()
-            waiter = _Waiter(loop, size)
-            self._line[waiter] = None
+            waiter = _Waiter(loop, size, place=(rank, next(self._tickets)))
+            bisect.insort(self._line, waiter, key=_place)
             self._move_up()  # The collector may have made room since that was asked.
         try:
             await waiter.woken
@@ -62,7 +69,7 @@ class Turnstile:
             raise waiter.refused
 
     def _leave(self, size: int = 1) -> None:
-        """Give room back, to whoever has waited longest."""
+        """Give room back, to whoever is first in line."""
         with self._lock:
             self._give(size)
             self._move_up()
@@ -70,14 +77,14 @@ class Turnstile:
     def _move_up(self) -> None:
         """Let in those for whom there is room, in order; the lock is held."""
         while self._line:
-            waiter = next(iter(self._line))
+            waiter = self._line[0]
             try:
                 waiter.entered = self._take(waiter.size)
             except BackendError as error:
                 waiter.refused = error
             if not waiter.entered and waiter.refused is None:
                 return
-            self._line.pop(waiter, None)
+            self._drop(waiter)
             try:
                 waiter.loop.call_soon_threadsafe(waiter.wake)
             except RuntimeError:  # Its loop was closed with the task still in it: nobody is there to be let in.
@@ -90,16 +97,23 @@ class Turnstile:
             if waiter.entered:
                 self._give(waiter.size)
             else:
-                self._line.pop(waiter, None)
+                self._drop(waiter)
             self._move_up()
+
+    def _drop(self, waiter: _Waiter) -> None:
+        """Take a waiter out of the line, if it is still there; the lock is held."""
+        index = bisect.bisect_left(self._line, waiter.place, key=_place)
+        if index < len(self._line) and self._line[index] is waiter:
+            del self._line[index]
 
 
 class _Waiter:
     """One task's wait; ``entered`` says whether it was let in already, ``woken`` that it has heard of it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, size: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, size: int, place: tuple[int, int]) -> None:
         self.loop = loop
         self.size = size
+        self.place = place
         self.woken: asyncio.Future[None] = loop.create_future()
         self.entered = False
         self.refused: BackendError | None = None
@@ -107,6 +121,10 @@ class _Waiter:
     def wake(self) -> None:
         if not self.woken.done():
             self.woken.set_result(None)
+
+
+def _place(waiter: _Waiter) -> tuple[int, int]:
+    return waiter.place
 
 
 class Limiter(Turnstile):
@@ -139,20 +157,45 @@ class Limiter(Turnstile):
         """Places that are taken."""
         return self._active
 
-    async def acquire(self) -> None:
-        """Take a place, once there is one; `release` gives it back.
+    async def map(self, call: Callable[[A], Coroutine[Any, Any, R]], items: Sequence[A], *, rank: int = 0) -> list[R]:
+        """Call something with each item, in a place each; the first to fail cancels the others, and is what is raised.
+
+        A call is made when there is a place for it; until then it is only its argument, for tasks and frames in the
+        tens of thousands keep the garbage collector busy.
+
+        Args:
+            call: What to await.
+            items: Its arguments.
+            rank: Those with lower ones go first.
+
+        Raises:
+            QueueFullError: There is no place, and as many wait already as may.
+        """
+        if len(items) == 1:
+            await self._enter(rank=rank)
+            try:
+                return [await call(items[0])]
+            finally:
+                self._leave()
+        tasks: list[asyncio.Task[R]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for item in items:
+                    await self._enter(rank=rank)
+                    task = group.create_task(call(item))
+                    # Not within the task: one that is cancelled before its first step never runs at all.
+                    task.add_done_callback(lambda _: self._leave())
+                    tasks.append(task)
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def __aenter__(self) -> None:
+        """Take a place.
 
         Raises:
             QueueFullError: There is none, and as many wait already as may.
         """
-        await self._enter()
-
-    def release(self) -> None:
-        """Leave a place to whoever has waited longest."""
-        self._leave()
-
-    async def __aenter__(self) -> None:
-        """Take a place; see `acquire`."""
         await self._enter()
 
     async def __aexit__(

@@ -72,11 +72,13 @@ async def test_a_fifth_of_all_requests_fail_in_every_way() -> None:
     for record in records:
         tries.setdefault(record.headers["x-request-id"].rpartition("-")[0], []).append(record)
     for number, made in tries.items():
-        assert 1 <= len(made) <= POLICY.attempts, number
-        assert [record.headers["x-request-id"] for record in made] == [f"{number}-{k + 1}" for k in range(len(made))]
+        # On a machine that is busy elsewhere, a client may have left before the server had read its request.
+        attempts = [int(record.headers["x-request-id"].rpartition("-")[2]) for record in made]
+        assert attempts == sorted(set(attempts)), number
+        assert set(attempts) <= set(range(1, POLICY.attempts + 1)), number
         # On a machine that is busy elsewhere, an answer without a fault may come after the client has left.
         assert all(record.fault not in harmless or record.aborted for record in made[:-1]), "once it came, no other try"
-        assert made[-1].fault in harmless or len(made) == POLICY.attempts, "what failed is asked again"
+        assert made[-1].fault in harmless or attempts[-1] == POLICY.attempts, "what failed is asked again"
         assert len({str(record.body) for record in made}) == 1, "each try asks the same"
         assert made[-1].began - made[0].began < DEADLINE, "the deadline is one for all tries"
     given = Counter(record.fault for record in records if record.fault is not None)

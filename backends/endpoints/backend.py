@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import logging
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from backends.base import (
     Backend,
@@ -29,13 +29,14 @@ from backends.limits import Limiter
 from backends.text import cut, settled
 from backends.tokenization import Tokenization
 
-R = TypeVar("R")
-T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
 
 _SCORED_TOGETHER = 32
 """Most rollouts that one request has scored."""
+
+_begun = itertools.count()
+"""Numbers the responses of this process. Requests of those begun earlier go first: of many runs at once some end while
+others have hardly begun, instead of all being under way, with all that they hold, until nearly the end."""
 
 
 class _Request(NamedTuple):
@@ -104,8 +105,8 @@ class EndpointBackend(BackendContext):
                 f"{self._name} gives log-probabilities of what is sampled, so its own confidence is known at "
                 "temperature 1 without truncation only; with vLLM, start the server without --logprobs-mode"
             )
-        async with self._limiter:
-            encoded = await self._dialect.encode(prompt)
+        begun = next(_begun)
+        (encoded,) = await self._limiter.map(self._dialect.encode, [prompt], rank=begun)
         if self._dialect.context is not None and len(encoded) + max_tokens > self._dialect.context:
             raise ContextLengthError(
                 f"the prompt has {len(encoded)} tokens and max_tokens is {max_tokens}; "
@@ -115,6 +116,7 @@ class EndpointBackend(BackendContext):
             prompt=encoded,
             params=params,
             max_tokens=max_tokens,
+            begun=begun,
             confidence=Confidence(entropy=None, self_certainty=None) if params.confidence else None,
         )
 
@@ -136,7 +138,9 @@ class EndpointBackend(BackendContext):
         budget = min(tokens, left)
         requests = self._requests(own, n, budget, row_seeds(seed, n), logprobs=own.params.confidence)
         successors = [
-            self._successor(own, draw) for rows in await self._together(self._draw, requests) for draw in rows
+            self._successor(own, draw)
+            for rows in await self._limiter.map(self._draw, requests, rank=own.begun)
+            for draw in rows
         ]
         shared: dict[EndpointState, EndpointState] = {}
         return [shared.setdefault(state, state) for state in successors]
@@ -162,7 +166,7 @@ class EndpointBackend(BackendContext):
                 logprobs=state.params.confidence or (state.params.logprobs and self._knows_logprobs(state.params)),
             )
         ]
-        outcomes = await self._settled(requests)
+        outcomes = await self._settled(requests, rank=_rank(own))
         rows = iter(
             [
                 completion
@@ -184,7 +188,9 @@ class EndpointBackend(BackendContext):
             if isinstance(other, EndpointState) and other.prompt == own.prompt and other.raw is not None:
                 if not other.raw.startswith(own.raw or ""):
                     raise BackendError(f"the text {other.raw!r} does not continue the state with {own.raw!r}")
-                adopted.append(replace(other, params=own.params, max_tokens=own.max_tokens, confidence=None))
+                adopted.append(
+                    replace(other, params=own.params, max_tokens=own.max_tokens, begun=own.begun, confidence=None)
+                )
                 continue
             if self.tokenization is None:
                 raise CapabilityError(f"{self._name} takes no tokens, so it cannot go on from another model's state")
@@ -218,7 +224,7 @@ class EndpointBackend(BackendContext):
             for state, group in zip(own, completions, strict=True)
             for first in range(0, len(group), _SCORED_TOGETHER)
         ]
-        sums = await self._together(lambda chunk: self._score(*chunk), chunks)
+        sums = await self._limiter.map(lambda chunk: self._score(*chunk), chunks, rank=_rank(own))
         flat = iter([total for chunk in sums for total in chunk])
         return [[next(flat) for _ in group] for group in completions]
 
@@ -289,34 +295,9 @@ class EndpointBackend(BackendContext):
             totals[place] = math.fsum(logprobs) if -math.inf not in logprobs else -math.inf
         return totals
 
-    async def _together(self, send: Callable[[R], Coroutine[Any, Any, T]], requests: Sequence[R]) -> list[T]:
-        """Send requests at the same time; the first one to fail cancels the others, and is what is raised.
-
-        A request begins when there is a place for it. Until then it is only its arguments: of a thousand runs at once
-        most requests wait, and tasks and frames in the tens of thousands keep the garbage collector busy.
-        """
-        if len(requests) == 1:
-            async with self._limiter:
-                return [await send(requests[0])]
-        tasks: list[asyncio.Task[T]] = []
-        try:
-            async with asyncio.TaskGroup() as group:
-                for request in requests:
-                    await self._limiter.acquire()
-                    task = group.create_task(send(request))
-                    # Not within the task: one that is cancelled before its first step never runs at all.
-                    task.add_done_callback(self._leave)
-                    tasks.append(task)
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
-
-    def _leave(self, _: object) -> None:
-        self._limiter.release()
-
-    async def _settled(self, requests: Sequence[_Request]) -> list[list[Draw] | EndpointError]:
+    async def _settled(self, requests: Sequence[_Request], *, rank: int) -> list[list[Draw] | EndpointError]:
         """Send requests at the same time; those that failed give their error, unless all of them did."""
-        outcomes = await self._together(self._draw_or_fail, requests)
+        outcomes = await self._limiter.map(self._draw_or_fail, requests, rank=rank)
         failures = [result for result in outcomes if isinstance(result, EndpointError)]
         if failures and len(failures) == len(outcomes):
             raise failures[0]
@@ -365,6 +346,11 @@ def _own(state: State) -> EndpointState:
     if not isinstance(state, EndpointState):
         raise BackendError(f"an endpoint cannot go on from a {type(state).__name__} of another backend")
     return state
+
+
+def _rank(states: Sequence[EndpointState]) -> int:
+    """Return the number of the response that was begun first among those of some states."""
+    return min((state.begun for state in states), default=0)
 
 
 def _as_completion(state: EndpointState) -> Completion:

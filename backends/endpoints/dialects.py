@@ -30,6 +30,7 @@ class EndpointState(State):
         raw: All text of the response, with what may turn out to be the beginning of a stop string; None where the state
             was adopted and only its tokens are known.
         split: Whether the last token ends within a character, whose text is not in ``raw``.
+        begun: Number of the response in the order in which this process has begun them.
     """
 
     prompt: EncodedPrompt = field(repr=False)
@@ -37,6 +38,7 @@ class EndpointState(State):
     max_tokens: int
     raw: str | None = field(default="", repr=False)
     split: bool = False
+    begun: int = field(default=0, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,17 +117,67 @@ async def test_without_a_queue_nobody_waits() -> None:
         assert limiter.active == 1
 
 
-async def test_a_place_may_be_left_by_another_task() -> None:
-    limiter = Limiter(1)
-    await limiter.acquire()
-    job = Job(limiter)
+class Calls:
+    """Calls of `Limiter.map` that go on until they are told to; lists the items in the order in which they began."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, item: str) -> str:
+        self.begun.append(item)
+        await self.go_on.wait()
+        if item == "bad":
+            raise KeyError(item)
+        return item.upper()
+
+
+async def test_calls_over_items_begin_as_there_are_places_and_keep_their_order() -> None:
+    limiter, calls = Limiter(2), Calls()
+    work = asyncio.create_task(limiter.map(calls, ["a", "b", "c"]))
     await _turns()
-    assert (limiter.active, limiter.waiting, job.inside) == (1, 1, False)
-    asyncio.get_running_loop().call_soon(limiter.release)
-    await _turns()
-    assert job.inside
-    await _finish(job)
-    assert limiter.active == 0
+    assert (calls.begun, limiter.active, limiter.waiting) == (["a", "b"], 2, 1)
+    calls.go_on.set()
+    assert await work == ["A", "B", "C"]
+    assert (limiter.active, limiter.waiting) == (0, 0)
+    assert await limiter.map(calls, []) == []
+
+
+@pytest.mark.parametrize("items", [["bad"], ["a", "bad", "c"]])
+async def test_the_first_call_to_fail_ends_the_others_and_is_what_is_raised(items: list[str]) -> None:
+    limiter, calls = Limiter(2), Calls()
+    calls.go_on.set()
+    with pytest.raises(KeyError):
+        await limiter.map(calls, items)
+    assert (limiter.active, limiter.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("items", [["a"], ["a", "b", "c"]])
+@pytest.mark.parametrize("turns", range(5))
+async def test_calls_cancelled_at_any_moment_leave_their_places(items: list[str], turns: int) -> None:
+    limiter, calls = Limiter(2), Calls()
+    work = asyncio.create_task(limiter.map(calls, items))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert (limiter.active, limiter.waiting) == (0, 0)
+
+
+async def test_lower_ranks_go_first_and_equal_ones_in_order() -> None:
+    limiter, calls = Limiter(1), Calls()
+    async with limiter:
+        work = [
+            asyncio.create_task(limiter.map(calls, items, rank=rank))
+            for items, rank in [(["late"], 2), (["early", "early too"], 1), (["late too"], 2), (["first"], 0)]
+        ]
+        await _turns()
+        work[2].cancel()
+        calls.go_on.set()
+    await asyncio.gather(*work, return_exceptions=True)
+    assert calls.begun == ["first", "early", "early too", "late"]
+    assert (limiter.active, limiter.waiting) == (0, 0)
 
 
 async def test_a_failure_leaves_the_place() -> None:

@@ -7,6 +7,7 @@ import bisect
 import itertools
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -28,11 +29,13 @@ class Turnstile:
     def __init__(self) -> None:
         """Nobody waits yet."""
         # Reentrant, because the garbage collector may close an abandoned coroutine, which leaves the line or gives
-        # back its room, while this thread is in here.
+        # back its room, while this thread is in here, between any two steps. What must not be divided is one call of C.
         self._lock = threading.RLock()
-        self._line: list[_Waiter] = []
-        """By rank, and within a rank by when they came."""
+        self._line: list[tuple[int, int, _Waiter]] = []
+        """Rank, ticket and waiter, in this order."""
         self._tickets = itertools.count()
+        self._moving = False
+        self._again = False
 
     @property
     def waiting(self) -> int:
@@ -57,8 +60,8 @@ class Turnstile:
             if not self._line and self._take(size):
                 return
             self._check_line()
-            waiter = _Waiter(loop, size, place=(rank, next(self._tickets)))
-            bisect.insort(self._line, waiter, key=_place)
+            waiter = _Waiter(loop, size, (rank, next(self._tickets)))
+            bisect.insort(self._line, (*waiter.place, waiter))
             self._move_up()  # The collector may have made room since that was asked.
         try:
             await waiter.woken
@@ -76,39 +79,56 @@ class Turnstile:
 
     def _move_up(self) -> None:
         """Let in those for whom there is room, in order; the lock is held."""
-        while self._line:
-            waiter = self._line[0]
+        self._again = True  # If this is called from within itself, by the collector, the loop goes round once more.
+        while self._again and not self._moving:
+            self._moving, self._again = True, False
             try:
-                waiter.entered = self._take(waiter.size)
-            except BackendError as error:
-                waiter.refused = error
-            if not waiter.entered and waiter.refused is None:
-                return
-            self._drop(waiter)
-            try:
-                waiter.loop.call_soon_threadsafe(waiter.wake)
-            except RuntimeError:  # Its loop was closed with the task still in it: nobody is there to be let in.
-                if waiter.entered:
-                    waiter.entered = False
-                    self._give(waiter.size)
+                while self._line and self._let_in(self._line[0][-1]):
+                    pass
+            finally:
+                self._moving = False
+
+    def _let_in(self, waiter: _Waiter) -> bool:
+        """Let the first in line in, or refuse it; return False where there is no room for it yet."""
+        try:
+            waiter.entered = self._take(waiter.size)
+        except BackendError as error:
+            waiter.refused = error
+        if waiter.gone:
+            self._give_back(waiter)
+            return True
+        if not waiter.entered and waiter.refused is None:
+            return False
+        self._drop(waiter)
+        try:
+            waiter.loop.call_soon_threadsafe(waiter.wake)
+        except RuntimeError:  # Its loop was closed with the task still in it: nobody is there to be let in.
+            self._give_back(waiter)
+        return True
 
     def _forget(self, waiter: _Waiter) -> None:
         with self._lock:
-            if waiter.entered:
-                self._give(waiter.size)
-            else:
-                self._drop(waiter)
+            waiter.gone = True
+            self._drop(waiter)
+            self._give_back(waiter)
             self._move_up()
+
+    def _give_back(self, waiter: _Waiter) -> None:
+        if waiter.entered:
+            waiter.entered = False
+            self._give(waiter.size)
 
     def _drop(self, waiter: _Waiter) -> None:
         """Take a waiter out of the line, if it is still there; the lock is held."""
-        index = bisect.bisect_left(self._line, waiter.place, key=_place)
-        if index < len(self._line) and self._line[index] is waiter:
-            del self._line[index]
+        with suppress(ValueError):
+            self._line.remove((*waiter.place, waiter))
 
 
 class _Waiter:
-    """One task's wait; ``entered`` says whether it was let in already, ``woken`` that it has heard of it."""
+    """One task's wait.
+
+    ``entered`` says whether it was let in already, ``woken`` that it has heard of it, ``gone`` that it waits no more.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, size: int, place: tuple[int, int]) -> None:
         self.loop = loop
@@ -116,15 +136,12 @@ class _Waiter:
         self.place = place
         self.woken: asyncio.Future[None] = loop.create_future()
         self.entered = False
+        self.gone = False
         self.refused: BackendError | None = None
 
     def wake(self) -> None:
         if not self.woken.done():
             self.woken.set_result(None)
-
-
-def _place(waiter: _Waiter) -> tuple[int, int]:
-    return waiter.place
 
 
 class Limiter(Turnstile):

@@ -5,7 +5,7 @@ import gc
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import hypothesis
@@ -495,3 +495,56 @@ async def test_closing_takes_no_place() -> None:
     limiter = Limiter(1, max_queue=0)
     async with limiter, Limited(ScriptedBackend(["a"]), limiter) as backend:
         await backend.aclose()
+
+
+class Interrupted(Limiter):
+    """Has something happen in the midst of its work, as when the garbage collector closes abandoned coroutines."""
+
+    def __init__(self, places: int) -> None:
+        super().__init__(places)
+        self.meanwhile: list[Callable[[], None]] = []
+
+    def _take(self, size: int) -> bool:
+        if self.meanwhile:
+            self.meanwhile.pop()()
+        taken = super()._take(size)
+        if self.meanwhile:
+            self.meanwhile.pop()()
+        return taken
+
+
+def _abandoned(limiter: Limiter) -> Coroutine[Any, Any, None]:
+    """Return a wait that nobody goes on with."""
+    wait = limiter.__aenter__()
+    wait.send(None)
+    return wait
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_wait_that_is_collected_while_it_is_let_in_takes_no_place(before: bool) -> None:
+    limiter = Interrupted(1)
+    async with limiter:
+        lost = [_abandoned(limiter), _abandoned(limiter)]
+        job = Job(limiter)
+        await _turns()
+        steps: list[Callable[[], None]] = [lost[0].close, lambda: None]
+        limiter.meanwhile = steps[::-1] if before else steps  # The last one comes first.
+    await _turns()
+    lost[1].close()
+    await _turns()
+    assert (job.inside, limiter.active, limiter.waiting) == (True, 1, 0)
+    await _finish(job)
+    assert (limiter.active, limiter.waiting) == (0, 0)
+
+
+async def test_a_place_that_is_given_back_while_nobody_could_be_let_in_is_not_forgotten() -> None:
+    limiter = Interrupted(1)
+    await limiter.__aenter__()
+    first = Job(limiter)
+    await _turns()
+    limiter.meanwhile = [limiter._leave, lambda: None]
+    second = Job(limiter)
+    await _turns()
+    assert first.inside
+    await _finish(first, second)
+    assert (limiter.active, limiter.waiting) == (0, 0)

@@ -178,11 +178,12 @@ class LiteLLMDialect:
             return True
         if self._told_logprobs:
             raise Malformed("log-probabilities are missing")
-        self._tells_logprobs = False
+        expected, self._tells_logprobs = self._tells_logprobs, False
         text = f"{self._name} returns no log-probabilities, although litellm lists them among what it takes"
         if needed:
             raise CapabilityError(f"{text}; a reward that needs them cannot be used with it")
-        _log.warning("%s; going on without", text)
+        if expected:  # Requests that were under way, or are tried again, find what is known by now.
+            _log.warning("%s; going on without", text)
         return False
 
 

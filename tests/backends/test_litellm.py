@@ -207,6 +207,18 @@ async def test_log_probabilities_that_a_provider_never_returns_are_given_up_and_
             await draws(backend, 1, params=CONFIDENT)
 
 
+async def test_that_a_provider_returns_no_log_probabilities_is_said_once(
+    stub: Stub, caplog: pytest.LogCaptureFixture
+) -> None:
+    unusable = [{"message": {"content": ""}, "finish_reason": "length"}]
+    stub.outcome = litellm.ModelResponse(choices=unusable)
+    async with LiteLLMBackend("openai/gpt-4o", api_key=KEY, retries=RetryPolicy(attempts=3, first_delay=0)) as backend:
+        results = await asyncio.gather(*(draws(backend, 1) for _ in range(2)), return_exceptions=True)
+    assert [type(result) for result in results] == [EndpointError] * 2
+    assert len(stub.calls) == 6
+    assert caplog.text.count("no log-probabilities, although litellm lists them") == 1
+
+
 async def test_log_probabilities_that_are_needed_and_not_returned_are_an_error(server: FakeServer, model: str) -> None:
     server.faults = FaultPlan.always("no_logprobs")
     async with at(server, model, retries=AT_ONCE) as backend:

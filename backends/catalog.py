@@ -7,7 +7,6 @@ import difflib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources import files
 from inspect import signature
 from pathlib import Path
@@ -67,8 +66,12 @@ def load(name: str, **options: Any) -> Backend:
     if name in _EMBEDDED:
         return _load_local(embedded_path(name), name, options)
     kind, _, rest = name.partition("/")
-    if rest and kind in _KINDS:
-        return _KINDS[kind](rest, options)
+    if rest and kind in _SERVERS:
+        from backends.openai import finished
+
+        return finished(_connect_servers(kind, rest, options))
+    if rest and kind in _OTHERS:
+        return _OTHERS[kind](rest, options)
     close = difflib.get_close_matches(name, _EMBEDDED, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     raise UnknownModelError(
@@ -78,7 +81,13 @@ def load(name: str, **options: Any) -> Backend:
 
 
 async def connect(name: str, **options: Any) -> Backend:
-    """Open a backend by name without blocking the event loop; arguments and errors as for `load`."""
+    """Open a backend by name without blocking the event loop; arguments and errors as for `load`.
+
+    Cancelling it closes the connections to a server; a local model goes on loading in its thread, and is dropped.
+    """
+    kind, _, rest = name.partition("/") if isinstance(name, str) else ("", "", "")
+    if rest and kind in _SERVERS:
+        return await _connect_servers(kind, rest, options)
     return await asyncio.to_thread(load, name, **options)
 
 
@@ -112,16 +121,30 @@ def _load_hf(source: str, options: dict[str, Any]) -> Backend:
     return _load_local(source, f"hf/{source}", options)
 
 
-def _load_server(kind: str, rest: str, options: dict[str, Any]) -> Backend:
+async def _connect_servers(kind: str, rest: str, options: dict[str, Any]) -> Backend:
     model, urls = addresses.split(rest)
     name = addresses.shown(f"{kind}/{rest}")
-    from backends.openai import OpenAIBackend, load_openai, load_vllm
+    from backends.openai import OpenAIBackend, connect_openai, connect_vllm
 
     _check_options(name, options, signature(OpenAIBackend.connect).parameters, {"model", "base_url", "name"})
-    open_one = load_vllm if kind == "vllm" else load_openai
+    connect_one = connect_vllm if kind == "vllm" else connect_openai
     if len(urls) < 2:
-        return open_one(model, urls[0] if urls else None, name=name, **options)
-    return Pool([open_one(model, url, name=addresses.shown(f"{kind}/{model}@{url}"), **options) for url in urls])
+        return await connect_one(model, urls[0] if urls else None, name=name, **options)
+    tasks: list[asyncio.Task[OpenAIBackend]] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks += [
+                group.create_task(connect_one(model, url, name=addresses.shown(f"{kind}/{model}@{url}"), **options))
+                for url in urls
+            ]
+        return Pool([task.result() for task in tasks])
+    except BaseException as error:
+        for task in tasks:
+            if not task.cancelled() and task.exception() is None:
+                await task.result().aclose()
+        if isinstance(error, BaseExceptionGroup):
+            raise error.exceptions[0] from None
+        raise
 
 
 def _load_litellm(model: str, options: dict[str, Any]) -> Backend:
@@ -134,12 +157,10 @@ def _load_litellm(model: str, options: dict[str, Any]) -> Backend:
     return LiteLLMBackend(model, name=name, **options)
 
 
-_KINDS: dict[str, Callable[[str, dict[str, Any]], Backend]] = {
-    "hf": _load_hf,
-    "vllm": partial(_load_server, "vllm"),
-    "openai": partial(_load_server, "openai"),
-    "litellm": _load_litellm,
-}
+_SERVERS = frozenset({"vllm", "openai"})
+"""Kinds that are asked what they can do when they are opened."""
+_OTHERS: dict[str, Callable[[str, dict[str, Any]], Backend]] = {"hf": _load_hf, "litellm": _load_litellm}
+"""Kinds that are opened without a request."""
 
 
 def _check_options(name: str, options: dict[str, Any], known: Iterable[str], own: set[str]) -> None:

@@ -46,7 +46,7 @@ class OpenAIBackend(EndpointBackend):
         api: Api = "auto",
         retries: RetryPolicy | None = None,
         max_concurrency: int | Limiter = DEFAULT_CONCURRENCY,
-        timeout: float = 300.0,  # noqa: ASYNC109 - of each request; the SDK keeps it
+        timeout: float = 300.0,  # noqa: ASYNC109 - of each request
     ) -> Self:
         """Connect to a server, and find out what it can do with a few small requests.
 
@@ -59,7 +59,7 @@ class OpenAIBackend(EndpointBackend):
             api: ``tokens``, ``completions`` or ``chat``, instead of the best that the server understands.
             retries: What is tried again, how often and for how long; by default six times within twice ``timeout``.
             max_concurrency: Most requests at the same time, or a limiter, which several backends may share.
-            timeout: Seconds that a single try may take.
+            timeout: Seconds that a single try may take, from connecting to the last byte.
 
         Raises:
             EndpointError: The server cannot be reached, or refuses the key.
@@ -88,24 +88,24 @@ class OpenAIBackend(EndpointBackend):
 
         Arguments and errors as for `connect`.
         """
-        return _finished(cls.connect(model, base_url, **options))
+        return finished(cls.connect(model, base_url, **options))
 
 
-def load_vllm(model: str, url: str | None, **options: Any) -> OpenAIBackend:
+async def connect_vllm(model: str, url: str | None, **options: Any) -> OpenAIBackend:
     """Connect to a vLLM server; the key is that of ``VLLM_API_KEY``, which the server reads as well."""
     options.setdefault("api_key", os.environ.get("VLLM_API_KEY"))
     options.setdefault("key_hint", "environment variable VLLM_API_KEY")
-    return OpenAIBackend.load(model, url or VLLM_URL, **options)
+    return await OpenAIBackend.connect(model, url or VLLM_URL, **options)
 
 
-def load_openai(model: str, url: str | None, **options: Any) -> OpenAIBackend:
+async def connect_openai(model: str, url: str | None, **options: Any) -> OpenAIBackend:
     """Connect to OpenAI, or to the address of ``OPENAI_BASE_URL``, with the key of ``OPENAI_API_KEY``."""
     options.setdefault("api_key", os.environ.get("OPENAI_API_KEY"))
     options.setdefault("key_hint", "environment variable OPENAI_API_KEY")
-    return OpenAIBackend.load(model, url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL, **options)
+    return await OpenAIBackend.connect(model, url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL, **options)
 
 
-def _finished(work: Coroutine[Any, Any, T]) -> T:
+def finished(work: Coroutine[Any, Any, T]) -> T:
     """Run something to its end in a thread with an event loop of its own, whether or not one runs here."""
     outcome: list[T] = []
     failure: list[BaseException] = []

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import os
+import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
 
 import openai
 from pydantic import SecretStr
@@ -13,17 +17,24 @@ from pydantic import SecretStr
 from backends.endpoints.addresses import credentials, shown, valid
 from backends.endpoints.per_loop import PerLoop
 from backends.endpoints.statuses import may_pass, retry_after
-from backends.errors import BackendClosedError, BackendError, ContextLengthError, EndpointError
+from backends.errors import BackendClosedError, BackendError, ContextLengthError, EndpointError, PromptError
 from backends.retries import RetryPolicy
 
 T = TypeVar("T")
 
 _TOO_LONG = ("context_length_exceeded", "maximum context length", "maximum model length", "context window")
 _LONGEST_MESSAGE = 500
+_LONGEST_QUOTE = 60
+_SHORT_SECRET = 8
+"""Characters below which a secret is cut out only where it is a word of its own; others are full of such letters."""
 
 
 class Malformed(ValueError):  # noqa: N818 - never leaves the package
     """An answer that came through but cannot be used; raised by whoever reads it."""
+
+
+class IllegibleError(EndpointError):
+    """What was answered is no JSON."""
 
 
 class Client:
@@ -38,7 +49,7 @@ class Client:
         api_key: Sent as bearer token; None where the server asks for none.
         key_hint: What to check when the server refuses the key, for messages.
         retries: What is tried again, how often and for how long.
-        timeout: Seconds that a single try may take.
+        timeout: Seconds that a single try may take, from connecting to the last byte.
     """
 
     def __init__(
@@ -52,7 +63,16 @@ class Client:
     ) -> None:
         """Connect to nothing yet."""
         if not valid(base_url):
-            raise BackendError(f"the address {shown(base_url)!r} is no http:// or https:// URL, or has a query")
+            raise BackendError(
+                f"the address {shown(base_url)!r} is no http:// or https:// URL, or has a query; in a password, write "
+                "/ ? # @ as %2F %3F %23 %40"
+            )
+        if api_key is not None and not api_key.get_secret_value():
+            api_key = None
+        if api_key is not None and not (
+            api_key.get_secret_value().isascii() and api_key.get_secret_value().isprintable()
+        ):
+            raise BackendError(f"the key ({key_hint}) has a character that no header can hold, such as a line's end")
         # Out of the address, which HTTP libraries log.
         user = credentials(base_url)
         if user is not None and api_key is not None:
@@ -60,6 +80,7 @@ class Client:
         self._base_url = shown(base_url).rstrip("/")
         self._secret = SecretStr(user) if user is not None else api_key
         self._basic = user is not None
+        self._no_key: dict[str, Any] = {"Authorization": openai.Omit()} if self._secret is None else {}
         self._key_hint = key_hint
         self._retries = retries
         self._timeout = timeout
@@ -120,46 +141,53 @@ class Client:
         self.check_open()
         client = await self._connections.get()
         request = f"{method} {url} [{number}]"
+        # `object` has the SDK parse the JSON and build none of its models, which would take several times as long. Its
+        # own limit of time, of which it has none here, would be one between two bytes.
+        options: Any = {"headers": {"X-Request-Id": number, **self._no_key}, "timeout": None}
         try:
-            # `object` has the SDK parse the JSON and build none of its models, which would take several times as long.
-            options: Any = {"headers": {"X-Request-Id": number}, "timeout": self._timeout}
-            if method == "GET":
-                answer: Any = await client.get(url, cast_to=object, options=options)
-            else:
-                answer = await client.post(url, cast_to=object, body=body, options=options)
+            async with asyncio.timeout(self._timeout) as limit:
+                if method == "GET":
+                    answer: Any = await client.get(url, cast_to=object, options=options)
+                else:
+                    answer = await client.post(url, cast_to=object, body=body, options=options)
+            if not isinstance(answer, str):
+                return read(answer)
+            failure: BackendError = self._no_json(answer, request)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            failure = EndpointError(f"{request}: no answer within {self._timeout:g} s", retryable=True)
         except openai.APIError as error:
             if self._closed:
-                raise BackendClosedError(f"the connection to {self.url} was closed during {request}") from None
-            raise self._translated(error, request) from error
-        except ValueError as error:
-            raise EndpointError(f"{request}: the answer is not valid JSON: {error}", retryable=True) from error
-        if isinstance(answer, str):
-            raise EndpointError(
-                f"{request}: the answer is no JSON but {answer[:60]!r}; is this the address of the API, with /v1?"
-            )
-        try:
-            return read(answer)
+                failure = BackendClosedError(f"the connection to {self.url} was closed during {request}")
+            else:
+                failure = self._translated(error, request)
         except Malformed as error:
-            raise EndpointError(f"{request}: the answer cannot be used: {error}", retryable=True) from error
+            failure = EndpointError(f"{request}: the answer cannot be used: {self._clean(str(error))}", retryable=True)
+        except UnicodeEncodeError as error:
+            failure = PromptError(f"{request}: the text has half of a surrogate pair, which is no character: {error}")
+        except (ValueError, RecursionError) as error:
+            reason = self._clean(str(error))
+            failure = IllegibleError(f"{request}: the answer is not valid JSON: {reason}", retryable=True)
+        # Outside, so that it has no cause: the others may repeat what the server said of the key.
+        raise failure
 
     def _sdk(self) -> openai.AsyncOpenAI:
         """Return a client of the SDK's."""
-        secret = self._secret.get_secret_value() if self._secret is not None else "none"
-        basic = f"Basic {base64.b64encode(secret.encode()).decode()}"
-        return openai.AsyncOpenAI(
-            base_url=self._base_url,
-            api_key="none" if self._basic else secret,
-            default_headers={"Authorization": basic} if self._basic else None,
-            max_retries=0,
-        )
+        headers: dict[str, Any] = {}
+        key = "none" if self._secret is None else self._secret.get_secret_value()
+        if self._basic:
+            headers["Authorization"] = f"Basic {_base64(key)}"
+            key = "none"
+        if not _is_openai(self._base_url):
+            headers |= {name: openai.Omit() for name in _openai_headers()}
+        return openai.AsyncOpenAI(base_url=self._base_url, api_key=key, default_headers=headers, max_retries=0)
 
     def _root(self) -> str:
         return self._base_url.removesuffix("/v1")
 
     def _translated(self, error: openai.APIError, request: str) -> BackendError:
         """Return the error to raise for one of the SDK's."""
-        if isinstance(error, openai.APITimeoutError):
-            return EndpointError(f"{request}: no answer within {self._timeout:g} s", retryable=True)
         if not isinstance(error, openai.APIStatusError):
             reason = str(error.__cause__ or error) or type(error.__cause__ or error).__name__
             return EndpointError(f"{request}: the connection failed: {self._clean(reason)}", retryable=True)
@@ -175,11 +203,51 @@ class Client:
             text, status=status, retryable=_retryable(error), retry_after=retry_after(error.response.headers)
         )
 
-    def _clean(self, text: str) -> str:
-        """Return a server's text without the key, which some repeat in their messages."""
-        if self._secret is not None and self._secret.get_secret_value():
-            text = text.replace(self._secret.get_secret_value(), "(key)")
-        return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
+    def _no_json(self, answer: str, request: str) -> IllegibleError:
+        """Return the error for an answer that is a text."""
+        quoted = self._clean(answer, longest=_LONGEST_QUOTE)
+        return IllegibleError(
+            f"{request}: the answer is no JSON but {quoted!r}; is this the address of the API, with /v1?"
+        )
+
+    def _clean(self, text: str, *, longest: int = _LONGEST_MESSAGE) -> str:
+        """Return a server's text without the key, which some repeat in their messages, and cut to a length."""
+        if self._secret is not None:
+            text = _pattern(_forms(self._secret, basic=self._basic)).sub("(key)", text)
+        return text if len(text) <= longest else text[:longest] + "…"
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def _forms(secret: SecretStr, *, basic: bool) -> list[str]:
+    """Return the forms in which a server may repeat a key, or a user with a password."""
+    whole = secret.get_secret_value()
+    if not basic:
+        return [whole]
+    user, _, password = whole.partition(":")
+    return [whole, user, password, quote(user, safe=""), quote(password, safe=""), _base64(whole)]
+
+
+def _pattern(secrets: Sequence[str]) -> re.Pattern[str]:
+    """Return a pattern that finds any of some texts, the longer ones first; without any, it finds nothing."""
+    found = [
+        re.escape(secret) if len(secret) >= _SHORT_SECRET else rf"(?<!\w){re.escape(secret)}(?!\w)"
+        for secret in sorted(filter(None, secrets), key=len, reverse=True)
+    ]
+    return re.compile("|".join(found) or r"(?!)")
+
+
+def _is_openai(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host == "openai.com" or host.endswith(".openai.com")
+
+
+def _openai_headers() -> list[str]:
+    """Return the headers that the SDK makes of environment variables meant for OpenAI."""
+    own = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    return ["OpenAI-Organization", "OpenAI-Project", *(line.partition(":")[0].strip() for line in own if ":" in line)]
 
 
 def _message(error: openai.APIStatusError) -> str:

@@ -37,20 +37,29 @@ def step_trace(
         answer: Reads the final answer in a completion.
     """
 
-    def record(rollout: Rollout, *, finished: bool) -> RolloutTrace:
+    def record(rollout: Rollout, share: float, *, finished: bool) -> RolloutTrace:
         return RolloutTrace(
             text=rollout.completion.text,
             answer=answer(rollout.completion),
             reward=rollout.reward,
             logprob=rollout.completion.logprob,
             log_ratio=None if check is None or finished or rollout.failed else rollout.log_ratio,
+            share=share,
             finish_reason=rollout.completion.finish_reason,
         )
 
-    rollouts = [
-        tuple(record(rollout, finished=candidate.state.finished) for rollout in candidate.rollouts)
-        for candidate in group.candidates
-    ]
+    rollouts: list[tuple[RolloutTrace, ...]] = []
+    # One draw for each candidate, the last and so the heaviest of its own: in all else its draws are the same.
+    draws = {group.source[draw]: draw for draw in estimate.weights.argsort().tolist()}
+    for place, candidate in enumerate(group.candidates):
+        draw = draws[place]
+        parts = (estimate.shares[draw] / (estimate.weights[draw] or 1.0)).tolist()
+        rollouts.append(
+            tuple(
+                record(rollout, share, finished=candidate.state.finished)
+                for rollout, share in zip(candidate.rollouts, parts, strict=False)
+            )
+        )
     shares = group.rollout_shares(estimate)
     owners = group.owners.tolist()
     # Not validated: these are our own values, and validation would copy what identical candidates share.

@@ -39,6 +39,8 @@ class RolloutTrace:
     """Log-probability of the rollout's own tokens under the model that drew it (nats); None where it is not known."""
     log_ratio: float | None = None
     """log ρ: how much more probable they are under the reference (nats); None where no proposal has drawn them."""
+    share: float = 0.0
+    """Its share of its candidate's weight, 0 to 1; 0 for all of a candidate without weight."""
     finish_reason: FinishReason
     """Why it ended; ``error`` marks a failed draw, which was left out."""
 

@@ -479,6 +479,26 @@ def test_what_is_no_backend_and_no_settings_is_refused() -> None:
         ETS(ScriptedBackend({})).complete_sync("q")
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_chains": 3}, {"share_rollouts": False}, {"kl_coef": 0.0}])
+async def test_rollouts_share_the_weight_of_their_candidate(settings: dict[str, Any]) -> None:
+    async with ETS(
+        ScriptedBackend(SCRIPT), Valued(), num_candidates=6, num_rollouts=5, num_steps=4, max_tokens=8
+    ) as ets:
+        result = await ets.complete("q", seed=3, **settings)
+    for step in result.steps:
+        for weight, group in zip(step.weights, step.rollouts, strict=True):
+            assert sum(rollout.share for rollout in group) == pytest.approx(1.0 if weight > 0 else 0.0)
+            best = max((rollout.reward or 0.0) for rollout in group)
+            factors = [
+                float(rollout.reward == best)
+                if result.config.kl_coef == 0
+                else math.exp(((rollout.reward or 0.0) - best) / result.config.kl_coef)
+                for rollout in group
+            ]
+            if weight > 0:
+                assert [rollout.share for rollout in group] == pytest.approx([f / sum(factors) for f in factors])
+
+
 async def test_many_prompts_have_bounded_concurrency_and_their_own_seeds() -> None:
     peak = 0
 

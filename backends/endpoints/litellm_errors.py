@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -16,6 +16,10 @@ from backends.errors import BackendError, CapabilityError, ContextLengthError, E
 
 _SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)$", re.IGNORECASE)
 """Names of settings that are not to be shown."""
+_HOLDERS = re.compile(r"^(?:extra_|default_)?headers$|CREDENTIALS", re.IGNORECASE)
+"""Names of settings in which nothing is to be shown."""
+_SCHEME = re.compile(r"^(?:Bearer|Basic|Token|Key) +", re.IGNORECASE)
+"""What stands before the key in a header; some providers repeat the key alone."""
 _SHORTEST_SECRET = 8
 """Shorter settings of that kind are placeholders, and words of ordinary messages."""
 _LONGEST_MESSAGE = 500
@@ -62,14 +66,30 @@ def translated(error: Exception, request: str, *, timeout: float, secrets: Itera
 
 
 def secrets_of(settings: Mapping[str, Any]) -> list[str]:
-    """Return what is secret among settings, going by their names."""
-    found = [value for name, value in settings.items() if isinstance(value, str) and _SECRET.search(name)]
+    """Return what is secret among settings, and among those within them, going by their names."""
+    found = [part for value in _secrets("", settings) for part in (value, _SCHEME.sub("", value))]
     return [value for value in found if len(value) >= _SHORTEST_SECRET]
+
+
+def _secrets(name: str, value: object, *, held: bool = False) -> Iterator[str]:
+    """Yield the secrets of a setting; all that it holds are, where it is held by one of which nothing is shown."""
+    held = held or _HOLDERS.search(name) is not None
+    if isinstance(value, str):
+        if held or _SECRET.search(name):
+            yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _secrets(str(key), inner, held=held)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _secrets(name, inner, held=held)
 
 
 def _clean(text: str, secrets: Iterable[str]) -> str:
     """Return a provider's text without keys, which some repeat in their messages."""
-    known = {*secrets, *secrets_of(os.environ), *secrets_of(vars(litellm))}
+    # Of litellm's own settings, which are all that its module holds, only those are looked into that are sent.
+    own = {name: value for name, value in vars(litellm).items() if isinstance(value, str) or name == "headers"}
+    known = {*secrets, *secrets_of(os.environ), *secrets_of(own)}
     for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, "(key)")
     return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"

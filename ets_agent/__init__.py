@@ -10,6 +10,7 @@ What is listed in ``__all__`` is the public interface; importing it loads no mod
 
 from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError, RunningLoopError
+from ets_agent.guided import GuidedAnswer, GuidedReasoning, GuidedRequest, Policy, RequestError, RewardOffer
 from ets_agent.results import (
     BlockCommitted,
     CandidatesWeighed,
@@ -36,7 +37,13 @@ __all__ = [
     "ETSConfig",
     "Event",
     "Finished",
+    "GuidedAnswer",
+    "GuidedReasoning",
+    "GuidedRequest",
+    "Policy",
+    "RequestError",
     "Result",
+    "RewardOffer",
     "RolloutTrace",
     "RunningLoopError",
     "StepStarted",

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +17,7 @@ from backends.base import row_seeds
 from ets_agent import chains, energy
 from ets_agent._group import Group, Rollout
 from ets_agent._rollouts import ProposalRollouts, ReferenceRollouts, RolloutSource
+from ets_agent._spare import Spare
 from ets_agent._trace import step_trace
 from ets_agent._turns import take_turn
 from ets_agent.config import ETSConfig
@@ -90,6 +91,7 @@ class Run:
         self._known: dict[State, Rollout] = {}
         self._text = ""
         self._best: Rollout | None = None
+        self._plain: Completion | None = None
 
     async def events(self) -> AsyncGenerator[Event]:
         """Run to the end, or to the deadline, and yield what happens; the last event is `Finished`."""
@@ -125,9 +127,10 @@ class Run:
         for index, block in enumerate(blocks):
             step = index + 1
             yield StepStarted(step=step, num_steps=len(blocks), text=self._text)
-            extend_seed, rollout_seed, choice_seed = row_seeds(self._seed, 3, index)
-            group = await self._draw_candidates(states, weights, block, extend_seed)
-            estimate, problems = await self._weigh(group, states, log_factors, rollout_seed)
+            extend_seed, rollout_seed, choice_seed, spare_seed = row_seeds(self._seed, 4, index)
+            async with self._spare(states[0], spare_seed) if index == 0 else nullcontext():
+                group = await self._draw_candidates(states, weights, block, extend_seed)
+                estimate, problems = await self._weigh(group, states, log_factors, rollout_seed)
             check = group.check_proposal() if self._proposal is not None else None
             for message in [*problems, *([check.verdict] if check is not None and check.verdict is not None else [])]:
                 self._warnings.append(message)
@@ -174,6 +177,21 @@ class Run:
             }
             del group  # With the states, the backend's caches of what was not chosen go.
         raise AssertionError("the last block uses up the budget, which finishes every response")
+
+    @asynccontextmanager
+    async def _spare(self, start: State, seed: int) -> AsyncGenerator[None]:
+        """Have something to return if the deadline comes before anything is weighed."""
+        if self._deadline is None:
+            yield
+            return
+        spare = Spare(self._backend, start, seed)
+        try:
+            async with spare:
+                yield
+        finally:
+            self._plain = spare.completion
+            if self._plain is not None:
+                self._rollout_tokens += self._plain.num_tokens
 
     async def _draw_candidates(self, states: Sequence[State], weights: energy.Floats, block: int, seed: int) -> Group:
         """Draw M successors of every chain's state; a finished chain stays as it is, once.
@@ -284,10 +302,16 @@ class Run:
         return self._result(rollout.completion, rollout.reward, "stop" if state.finish_reason == "stop" else "length")
 
     def _cut_short(self, by: Literal["timeout", "budget"]) -> Result:
-        """Return the last choice's best-weighted complete answer; the committed text where there is none yet."""
-        if self._best is None:
-            return self._result(Completion(text=self._text, finish_reason="length"), None, by)
-        return self._result(self._best.completion, self._best.reward, by)
+        """Return the last choice's best-weighted complete answer, or where nothing was weighed yet a plain draw.
+
+        The committed text is what remains where there is neither.
+        """
+        if self._best is not None:
+            return self._result(self._best.completion, self._best.reward, by)
+        if not self._steps and self._plain is not None:
+            self._warnings.append("it was cut short before anything was weighed; this is a plain draw of the model")
+            return self._result(self._plain, None, by)
+        return self._result(Completion(text=self._text, finish_reason="length"), None, by)
 
     def _result(
         self,

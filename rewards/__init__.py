@@ -20,7 +20,7 @@ from rewards.judge import LLMJudge
 from rewards.math_answer import MathAnswer
 from rewards.pattern import Regex
 from rewards.pointwise import PointwiseReward
-from rewards.registry import RewardInfo, RewardSpec, available, build, describe, register
+from rewards.registry import RewardInfo, RewardSpec, argument_schemas, available, build, describe, parse, register
 from rewards.reward_model import RewardModel
 from rewards.sandbox import SandboxError, SandboxUnavailableError
 from rewards.self_consistency import SelfConsistency
@@ -57,6 +57,7 @@ __all__ = [
     "Similarity",
     "VotingReward",
     "WeightedSum",
+    "argument_schemas",
     "available",
     "build",
     "canonical",
@@ -64,5 +65,6 @@ __all__ = [
     "equivalence_keys",
     "extract_answer",
     "extract_choice",
+    "parse",
     "register",
 ]

@@ -107,6 +107,64 @@ def check(function: Callable[..., Any], arguments: Mapping[str, Any], *, keyword
     return checked
 
 
+def schemas(function: Callable[..., Any], description: str, *, keyword_only: bool = False) -> dict[str, dict[str, Any]]:
+    """Return JSON schemas of the parameters of a constructor, those left out whose type has nothing to do with JSON.
+
+    With ``keyword_only``, the function is no constructor but a judge, whose keyword-only parameters are arguments.
+
+    Args:
+        function: The constructor or judge.
+        description: Its documentation, with a section ``Args:`` in Google's style.
+        keyword_only: Which parameters count.
+    """
+    texts = _documented(description)
+    found: dict[str, dict[str, Any]] = {}
+    for name, parameter in _signature(function).parameters.items():
+        counts = _is_option(parameter) if keyword_only else parameter.kind in _CHECKED and name != "self"
+        schema = _schema(parameter.annotation) if counts else None
+        if schema is None:
+            continue
+        if name in texts:
+            schema["description"] = texts[name]
+        if parameter.default is not parameter.empty:
+            schema["default"] = parameter.default
+        found[name] = schema
+    return found
+
+
+def _schema(annotation: Any) -> dict[str, Any] | None:
+    from pydantic import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError, PydanticUserError
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class Quiet(GenerateJsonSchema):
+        # Of a choice, what JSON cannot say is left out, such as a function in place of its name.
+        ignored_warning_kinds = {"skipped-choice"}  # noqa: RUF012 - so declared by pydantic
+
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return None
+    try:
+        return _adapter(annotation).json_schema(schema_generator=Quiet)
+    except (PydanticInvalidForJsonSchema, PydanticSchemaGenerationError, PydanticUserError):
+        return None
+
+
+def _documented(description: str) -> dict[str, str]:
+    """Return what a section ``Args:`` says of each parameter."""
+    _, _, section = description.partition("Args:\n")
+    texts: dict[str, str] = {}
+    name = None
+    for line in section.splitlines():
+        start = re.match(r"    (\w+): (.*)", line)
+        if start:
+            name = start[1]
+            texts[name] = start[2].strip()
+        elif name is not None and line.startswith("        "):
+            texts[name] += f" {line.strip()}"
+        else:
+            name = None
+    return texts
+
+
 def _takes_text(annotation: Any) -> bool:
     """Return whether plain text is among the types that are allowed, not only text of a certain form."""
     return annotation is str or (str in get_args(annotation) and not {int, float} & set(get_args(annotation)))

@@ -153,24 +153,8 @@ def build(spec: RewardSpec) -> Reward:
     """
     if isinstance(spec, Reward):
         return spec
-    if isinstance(spec, str) and spec.lstrip().startswith("{"):
-        try:
-            spec = json.loads(spec)
-        except (ValueError, RecursionError) as error:
-            raise RewardSpecError(f"the reward {spec!r:.80} begins like a JSON object but is none: {error}") from error
-    if isinstance(spec, str):
-        name, colon, text = spec.partition(":")
-        entry = _find(name.strip())
-        try:
-            arguments = _arguments.parse(text) if colon else {}
-        except RewardSpecError as error:
-            raise RewardSpecError(f"reward {entry.name!r}: {error}") from None
-        return entry.build(arguments)
-    if isinstance(spec, Mapping):
-        arguments = dict(spec)
-        name = arguments.pop("name", None)
-        if not isinstance(name, str):
-            raise RewardSpecError(f"a reward given as a mapping needs its 'name' as text, in {dict(spec)!r:.200}")
+    if isinstance(spec, str | Mapping):
+        name, arguments = parse(spec)
         return _find(name).build(arguments)
     if isinstance(spec, type):
         if issubclass(spec, Reward):
@@ -182,6 +166,45 @@ def build(spec: RewardSpec) -> Reward:
     raise RewardSpecError(
         f"a reward is given as a name, a mapping, a Reward or a function of one completion, not as {spec!r:.80}"
     )
+
+
+def parse(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the arguments in a specification, neither of them checked yet.
+
+    Arguments in a text stay as `build` takes them, which is not in every case a plain value.
+
+    Raises:
+        RewardSpecError: It is no specification.
+    """
+    if isinstance(spec, str) and spec.lstrip().startswith("{"):
+        try:
+            spec = json.loads(spec)
+        except (ValueError, RecursionError) as error:
+            raise RewardSpecError(f"the reward {spec!r:.80} begins like a JSON object but is none: {error}") from error
+    if isinstance(spec, str):
+        name, colon, text = spec.partition(":")
+        name = name.strip()
+        try:
+            return name, _arguments.parse(text) if colon else {}
+        except RewardSpecError as error:
+            raise RewardSpecError(f"reward {name!r}: {error}") from None
+    arguments = dict(spec)
+    name = arguments.pop("name", None)
+    if not isinstance(name, str):
+        raise RewardSpecError(f"a reward given as a mapping needs its 'name' as text, in {dict(spec)!r:.200}")
+    return name, arguments
+
+
+def argument_schemas(name: str) -> dict[str, dict[str, Any]]:
+    """Return the JSON schemas of a reward's arguments, by name, as far as their types can be written in JSON.
+
+    Each has the argument's ``description`` and ``default``, where there are any; one without default must be given.
+
+    Raises:
+        RewardSpecError: No reward is called so.
+    """
+    entry = _find(name)
+    return _arguments.schemas(entry.source, entry.info.description, keyword_only=not entry.is_class)
 
 
 def available() -> list[RewardInfo]:

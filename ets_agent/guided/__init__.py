@@ -1,0 +1,8 @@
+"""The guided-reasoning tool: what agents ask, what they get, and what an operator lets them ask for."""
+
+from ets_agent.guided.answer import GuidedAnswer
+from ets_agent.guided.policy import Policy, RewardOffer
+from ets_agent.guided.reasoning import GuidedReasoning
+from ets_agent.guided.request import GuidedRequest, Message, RequestError
+
+__all__ = ["GuidedAnswer", "GuidedReasoning", "GuidedRequest", "Message", "Policy", "RequestError", "RewardOffer"]

@@ -1,0 +1,73 @@
+"""What an agent gets: the answer, how sure the search was of it, and what it cost."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ets_agent.results import Result, StepTrace, Usage
+
+
+class GuidedAnswer(BaseModel):
+    """The answer to a `GuidedRequest`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True)
+
+    answer: str | None
+    """The final answer that the reward reads in the text; None where it reads none."""
+    text: str
+    """The whole response."""
+    confidence: float | None
+    """The share of weight behind the answer, 0 to 1: of all complete responses by which candidates were judged, those
+    that end in this answer (the same text, where no answer is read), by their weights, averaged over the steps. It
+    says how much the search agreed with itself under this reward. It is no probability of being right: a model that
+    is wrong in one way gets high confidence, too. None where nothing was weighed."""
+    reward: float | None
+    """The reward of the response; None where there was no verdict."""
+    cut_short: bool
+    """Whether a deadline or token budget ended the search; this is then the best answer that there was."""
+    finish_reason: Literal["stop", "length", "timeout", "budget"]
+    """Why it ended: by itself, at ``max_tokens``, by the deadline, or by a token budget."""
+    usage: Usage
+    """Tokens and seconds."""
+    seed: int
+    """The seed of the run."""
+    model: str
+    """Name of the model."""
+    trace_id: str
+    """Names the run: in logs, and as name of its trace where traces are kept."""
+    warnings: tuple[str, ...] = ()
+    """What went wrong on the way without ending the run."""
+
+    @classmethod
+    def of(cls, result: Result, *, trace_id: str) -> GuidedAnswer:
+        """Return the answer in a result."""
+        return cls(
+            answer=result.answer,
+            text=result.text,
+            confidence=confidence(result),
+            reward=result.reward,
+            cut_short=result.cut_short,
+            finish_reason=result.finish_reason,
+            usage=result.usage,
+            seed=result.seed,
+            model=result.model,
+            trace_id=trace_id,
+            warnings=tuple(result.warnings),
+        )
+
+
+def confidence(result: Result) -> float | None:
+    """Return the share of weight behind a result's answer, averaged over the steps; see `GuidedAnswer.confidence`."""
+    shares = [_share(step, result) for step in result.steps if any(step.weights)]
+    return min(1.0, sum(shares) / len(shares)) if shares else None
+
+
+def _share(step: StepTrace, result: Result) -> float:
+    return sum(
+        weight * rollout.share
+        for weight, rollouts in zip(step.weights, step.rollouts, strict=True)
+        for rollout in rollouts
+        if (rollout.text == result.text if result.answer is None else rollout.answer == result.answer)
+    )

@@ -416,6 +416,59 @@ async def test_a_deadline_gives_the_best_answer_so_far() -> None:
     assert (nothing.text, nothing.reward, nothing.finish_reason) == ("", None, "timeout")
 
 
+class SlowCandidates(ScriptedBackend):
+    """Rollouts of several states never end; that of one ends at once, or fails."""
+
+    def __init__(self, *, error: Exception | None = None) -> None:
+        super().__init__(SCRIPT)
+        self.error = error
+
+    async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+        if len(states) > 1 or n > 1:
+            self.active += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.active -= 1
+        if self.error is not None:
+            raise self.error
+        return await super().rollout(states, n, seed=seed)
+
+
+async def test_a_deadline_in_the_first_step_gives_a_plain_draw() -> None:
+    backend = SlowCandidates()
+    before = asyncio.all_tasks()
+    result = await ETS(backend, Valued(), max_tokens=6).complete("q", timeout=0.1)
+    assert (result.finish_reason, result.steps) == ("timeout", ())
+    assert result.text in SCRIPT
+    assert (result.answer, result.reward) == (result.text.split()[-1], None)
+    assert result.usage.rollout_tokens == len(result.text.split()) + 1
+    assert "plain draw" in result.warnings[-1]
+    assert (asyncio.all_tasks(), backend.active) == (before, 0)
+
+
+async def test_without_a_plain_draw_there_is_nothing_to_return() -> None:
+    backend = SlowCandidates(error=BackendError("broken"))
+    result = await ETS(backend, Valued(), max_tokens=6).complete("q", timeout=0.1)
+    assert (result.text, result.finish_reason, result.warnings) == ("", "timeout", [])
+
+
+async def test_a_plain_draw_is_as_probable_as_the_models_own() -> None:
+    ets = ETS(SlowCandidates(), Valued(), max_tokens=6)
+    results = await asyncio.gather(*(ets.complete("q", timeout=0.3, seed=seed) for seed in range(400)))
+    counts = Counter(result.text for result in results)
+    for text, probability in SCRIPT.items():
+        assert abs(counts[text] - 400 * probability) < 4.5 * math.sqrt(400 * probability * (1 - probability)), text
+
+
+async def test_what_is_drawn_is_the_same_with_a_deadline_and_without() -> None:
+    ets = ETS(ScriptedBackend(SCRIPT), Valued(), num_candidates=4, num_rollouts=2, max_tokens=6)
+    for seed in range(5):
+        free, bounded = [await ets.complete("q", seed=seed, timeout=timeout) for timeout in (None, 60)]
+        assert bounded.steps == free.steps
+        assert bounded.text == free.text
+
+
 async def committed_and_result(ets: ETS, **overrides: Any) -> tuple[str, Result]:
     """The text that a run had announced as committed before its end, and its result."""
     text = ""

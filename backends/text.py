@@ -9,6 +9,19 @@ def cut(text: str, stop: tuple[str, ...]) -> str:
     return text[: min(found)] if found else text
 
 
+def stop_end(text: str, begin: int, stop: tuple[str, ...]) -> int | None:
+    """Return where the stop string ends that is complete first after ``begin`` characters; None where there is none.
+
+    It may have begun before: whoever draws a text in parts sees each part alone.
+    """
+    ends = []
+    for string in stop:
+        place = text.find(string, max(0, begin - len(string) + 1))
+        if place >= 0:
+            ends.append(place + len(string))
+    return min(ends, default=None)
+
+
 def settled(text: str, stop: tuple[str, ...]) -> str:
     """Return an unfinished text without an end that may turn out to be the beginning of a stop string.
 

@@ -107,10 +107,13 @@ class EndpointBackend(BackendContext):
             )
         begun = next(_begun)
         (encoded,) = await self._limiter.map(self._dialect.encode, [prompt], rank=begun)
-        if self._dialect.context is not None and len(encoded) + max_tokens > self._dialect.context:
+        # A server scores a response of the whole budget only where it could draw one token more.
+        reserved = int(self._scores(params))
+        if self._dialect.context is not None and len(encoded) + max_tokens + reserved > self._dialect.context:
             raise ContextLengthError(
                 f"the prompt has {len(encoded)} tokens and max_tokens is {max_tokens}; "
                 f"{self._name} allows {self._dialect.context} together"
+                + (", of which one is needed for scoring" if reserved else "")
             )
         return EndpointState(
             prompt=encoded,
@@ -124,7 +127,9 @@ class EndpointBackend(BackendContext):
         """Draw n successors of a state; see `backends.Backend.extend`.
 
         Raises:
-            EndpointError: A request failed for good.
+            EndpointError: A request failed for good, or what it drew is no continuation, such as one that a content
+                filter has ended: to leave that one out would make the others more likely than they are.
+            CapabilityError: The server has a limit of its own, and draws fewer tokens than it was asked for.
         """
         self._dialect.check_open()
         own = _own(state)
@@ -137,18 +142,21 @@ class EndpointBackend(BackendContext):
             raise CapabilityError(f"{self._name} cannot continue a prefix, so a response can only be drawn as a whole")
         budget = min(tokens, left)
         requests = self._requests(own, n, budget, row_seeds(seed, n), logprobs=own.params.confidence)
-        successors = [
-            self._successor(own, draw)
-            for rows in await self._limiter.map(self._draw, requests, rank=own.begun)
-            for draw in rows
-        ]
+        draws = [draw for rows in await self._limiter.map(self._draw, requests, rank=own.begun) for draw in rows]
+        if errors := _errors(draws):
+            raise EndpointError(f"{self._name} gave a candidate that cannot be used: {errors[0]}")
+        successors = [self._successor(own, draw) for draw in draws]
         shared: dict[EndpointState, EndpointState] = {}
         return [shared.setdefault(state, state) for state in successors]
 
     async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
         """Complete each state n times; see `backends.Backend.rollout`.
 
-        A request that fails for good gives completions marked as failed; where all of them do, the error is raised.
+        What fails for good, a request or a row of one, gives completions marked as failed; where all do, it raises.
+
+        Raises:
+            EndpointError: Nothing could be drawn.
+            CapabilityError: The server has a limit of its own, and draws fewer tokens than it was asked for.
         """
         self._dialect.check_open()
         if n < 1:
@@ -267,14 +275,19 @@ class EndpointBackend(BackendContext):
             return 0.0
         return None if draw.logprobs is None else math.fsum(draw.logprobs)
 
+    def _scores(self, params: SamplingParams) -> bool:
+        """Whether the server scores given tokens under these parameters."""
+        return self.capabilities.score and (params.plain or self.capabilities.tempered_score)
+
     def _check_scores(self, params: SamplingParams) -> None:
+        if self._scores(params):
+            return
         if not self.capabilities.score:
             raise CapabilityError(f"{self._name} cannot score given tokens")
-        if not params.plain and not self.capabilities.tempered_score:
-            raise CapabilityError(
-                f"{self._name} scores given tokens at temperature 1 without truncation only, not at temperature "
-                f"{params.temperature:g}, top_p {params.top_p:g}, top_k {params.top_k}"
-            )
+        raise CapabilityError(
+            f"{self._name} scores given tokens at temperature 1 without truncation only, not at temperature "
+            f"{params.temperature:g}, top_p {params.top_p:g}, top_k {params.top_k}"
+        )
 
     async def _score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[float]:
         """Return the log-probabilities of rollouts; no tokens have 0, and unknown ones minus infinity."""
@@ -296,14 +309,20 @@ class EndpointBackend(BackendContext):
         return totals
 
     async def _settled(self, requests: Sequence[_Request], *, rank: int) -> list[list[Draw] | EndpointError]:
-        """Send requests at the same time; those that failed give their error, unless all of them did."""
+        """Send requests at the same time; what failed is left as it is, unless all rows did."""
         outcomes = await self._limiter.map(self._draw_or_fail, requests, rank=rank)
-        failures = [result for result in outcomes if isinstance(result, EndpointError)]
-        if failures and len(failures) == len(outcomes):
-            raise failures[0]
-        if failures:
-            # As text: a handler that keeps records would keep the error's traceback, and all that hangs on its frames.
-            _log.warning("%d of %d requests for rollouts failed: %s", len(failures), len(outcomes), str(failures[0]))
+        # As text: a handler that keeps records would keep an error's traceback, and all that hangs on its frames.
+        failed = [
+            error
+            for request, outcome in zip(requests, outcomes, strict=True)
+            for error in ([str(outcome)] * request.rows if isinstance(outcome, EndpointError) else _errors(outcome))
+        ]
+        count = sum(request.rows for request in requests)
+        if failed and len(failed) == count:
+            unusable = EndpointError(f"{self._name} gave no usable rollout: {failed[0]}")
+            raise next((outcome for outcome in outcomes if isinstance(outcome, EndpointError)), unusable)
+        if failed:
+            _log.warning("%d of %d rollouts failed: %s", len(failed), count, failed[0])
         return outcomes
 
     def _successor(self, state: EndpointState, draw: Draw) -> EndpointState:
@@ -329,17 +348,19 @@ class EndpointBackend(BackendContext):
         state = request.state
         if isinstance(outcome, EndpointError):
             return [Completion(text=state.text, finish_reason="error", error=str(outcome))] * request.rows
-        return [
-            Completion(
-                text=cut(draw.raw, state.params.stop),
-                token_ids=draw.token_ids,
-                logprob=self._logprob(state.params, draw),
-                finish_reason="stop" if draw.stopped else "length",
-                confidence=_confidence(state, draw),
-                token_count=None if draw.token_ids else draw.num_tokens,
-            )
-            for draw in outcome
-        ]
+        return [self._completion(state, draw) for draw in outcome]
+
+    def _completion(self, state: EndpointState, draw: Draw) -> Completion:
+        if draw.error is not None:
+            return Completion(text=state.text, finish_reason="error", error=draw.error)
+        return Completion(
+            text=cut(draw.raw, state.params.stop),
+            token_ids=draw.token_ids,
+            logprob=self._logprob(state.params, draw),
+            finish_reason="stop" if draw.stopped else "length",
+            confidence=_confidence(state, draw),
+            token_count=None if draw.token_ids else draw.num_tokens,
+        )
 
 
 def _own(state: State) -> EndpointState:
@@ -351,6 +372,11 @@ def _own(state: State) -> EndpointState:
 def _rank(states: Sequence[EndpointState]) -> int:
     """Return the number of the response that was begun first among those of some states."""
     return min((state.begun for state in states), default=0)
+
+
+def _errors(draws: Sequence[Draw]) -> list[str]:
+    """Return why some draws are no continuations."""
+    return [draw.error for draw in draws if draw.error is not None]
 
 
 def _as_completion(state: EndpointState) -> Completion:

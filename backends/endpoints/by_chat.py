@@ -14,7 +14,6 @@ from backends.endpoints.dialects import (
     EndpointState,
     as_messages,
     listed,
-    sampling_fields,
 )
 
 BudgetField = Literal["max_tokens", "max_completion_tokens"]
@@ -39,17 +38,12 @@ class ChatDialect(WithoutTokens):
         """Draw n answers; see `Dialect.draw`."""
         assert isinstance(state.prompt, tuple)
         body = {
-            "model": self.model,
+            **self.fields(state, n, seed=seed),
             "messages": listed([message for message in state.prompt if isinstance(message, tuple)]),
-            "n": n,
             self.budget_field: tokens,
-            **sampling_fields(state.params),
-            **({"seed": seed} if self.capabilities.seed else {}),
             **({"logprobs": True} if logprobs else {}),
         }
-        if n == 1:
-            del body["n"]
         choices = await self.client.post(
             "/chat/completions", body, lambda answer: replies.chats(answer, n, budget=tokens, logprobs=logprobs)
         )
-        return [as_draw("", choice) for choice in choices]
+        return [as_draw("", choice, state.params.stop) for choice in choices]

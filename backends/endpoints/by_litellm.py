@@ -150,9 +150,10 @@ class LiteLLMDialect:
                 count if 0 < count < n else n,
                 budget=tokens,
                 logprobs=wanted and self._has_logprobs(answer, needed=state.params.confidence),
+                exact=False,  # Where a provider tells no number of tokens, litellm estimates it.
             )
 
-        return [as_draw("", choice) for choice in await self._client.ask(body, read)]
+        return [as_draw("", choice, state.params.stop) for choice in await self._client.ask(body, read)]
 
     def _sampling(self, params: SamplingParams) -> dict[str, Any]:
         """Return the sampling parameters as they are sent.

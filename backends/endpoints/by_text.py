@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from backends.base import Capabilities, Prompt, SamplingParams
 from backends.endpoints import replies
 from backends.endpoints.client import Client
 from backends.endpoints.dialects import (
+    INCOMPLETE,
     Draw,
     EncodedPrompt,
     EndpointState,
+    failed_draw,
     refuse_high_temperature,
     refuse_top_k,
     sampling_fields,
 )
 from backends.errors import CapabilityError, PromptError
+from backends.text import stop_end
 from backends.tokenization import Tokenization
 
 
@@ -30,6 +35,9 @@ class WithoutTokens:
         capabilities: What was found out about the server.
         raw_logprobs: Whether the server's log-probabilities are those of the plain distribution.
         most_rows: Most continuations of one request.
+        seeds: What the server's seeds are below; None where it takes none.
+        neutral: Fields that say of what the server may have other defaults for that it changes nothing, as far as the
+            server takes them.
     """
 
     client: Client
@@ -37,6 +45,8 @@ class WithoutTokens:
     capabilities: Capabilities
     raw_logprobs: bool
     most_rows: int
+    seeds: int | None
+    neutral: Mapping[str, Any]
 
     @property
     def context(self) -> None:
@@ -51,6 +61,16 @@ class WithoutTokens:
         """Refuse what the protocol has no field for."""
         refuse_high_temperature(params)
         refuse_top_k(params)
+
+    def fields(self, state: EndpointState, n: int, *, seed: int) -> dict[str, Any]:
+        """Return what requests of all kinds have in common."""
+        return {
+            "model": self.model,
+            **({"n": n} if n > 1 else {}),
+            **sampling_fields(state.params),
+            **self.neutral,
+            **({"seed": seed % self.seeds} if self.seeds is not None else {}),
+        }
 
     async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
         """Refuse: text would be tokenized anew."""
@@ -83,27 +103,36 @@ class TextDialect(WithoutTokens):
         assert isinstance(state.prompt, str)
         raw = state.raw or ""
         body = {
-            "model": self.model,
+            **self.fields(state, n, seed=seed),
             "prompt": state.prompt + raw,
-            "n": n,
             "max_tokens": tokens,
-            **sampling_fields(state.params),
-            **({"seed": seed} if self.capabilities.seed else {}),
             **({"logprobs": 0} if logprobs else {}),
         }
-        if n == 1:
-            del body["n"]
         choices = await self.client.post(
             "/completions",
             body,
             lambda answer: replies.completions(answer, n, budget=tokens, logprobs=logprobs, ids=False),
         )
-        return [as_draw(raw, choice) for choice in choices]
+        return [as_draw(raw, choice, state.params.stop) for choice in choices]
 
 
-def as_draw(raw: str, choice: replies.Choice) -> Draw:
-    """Return a choice as a continuation of a text."""
-    return Draw(raw=raw + choice.text, num_tokens=choice.num_tokens, stopped=choice.stopped, logprobs=choice.logprobs)
+def as_draw(raw: str, choice: replies.Choice, stop: tuple[str, ...]) -> Draw:
+    """Return a choice as a continuation of a text.
+
+    A character that is not complete is left out, and drawn again. A stop string that began in the text before is seen
+    here only.
+    """
+    if choice.error is not None:
+        return failed_draw(choice)
+    text = (raw + choice.text).rstrip(INCOMPLETE)
+    end = stop_end(text, len(raw), stop)
+    if end is None:
+        return Draw(raw=text, num_tokens=choice.num_tokens, stopped=choice.stopped, logprobs=choice.logprobs)
+    if choice.logprobs is None or len(choice.token_texts) != len(choice.logprobs):
+        return Draw(raw=text[:end], num_tokens=choice.num_tokens, stopped=True, logprobs=choice.logprobs)
+    lengths = itertools.accumulate(len(str(token)) for token in choice.token_texts)
+    kept = min(sum(length < end - len(raw) for length in lengths) + 1, len(choice.logprobs))
+    return Draw(raw=text[:end], num_tokens=kept, stopped=True, logprobs=choice.logprobs[:kept])
 
 
 def cannot_score(model: str) -> CapabilityError:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backends.base import Capabilities, Prompt, SamplingParams
 from backends.endpoints import replies
 from backends.endpoints.client import Client
+from backends.endpoints.decoding import Detokenizer, Seam
 from backends.endpoints.dialects import (
+    INCOMPLETE,
     Draw,
     EncodedPrompt,
     EndpointState,
     as_messages,
+    failed_draw,
     listed,
     refuse_high_temperature,
     sampling_fields,
 )
 from backends.errors import CapabilityError, EndpointError, PromptError
+from backends.text import stop_end
 from backends.tokenization import Tokenization
 
 SMALLEST_TEMPERATURE = 0.01
@@ -31,8 +35,6 @@ UNTRUNCATED: Mapping[str, Any] = {
     "frequency_penalty": 0.0,
 }
 """Sent always: a server may have other defaults, from the model's generation config, say."""
-
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ class TokenDialect:
         context: Most tokens of prompt and response together.
         raw_logprobs: Whether the server's log-probabilities are those of the plain distribution.
         most_rows: Most continuations of one request.
+        texts: Asks for the text of tokens that several requests have drawn.
     """
 
     client: Client
@@ -56,6 +59,11 @@ class TokenDialect:
     context: int | None
     raw_logprobs: bool
     most_rows: int = 128
+    texts: Detokenizer = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Use the same connection for texts."""
+        object.__setattr__(self, "texts", Detokenizer(client=self.client, model=self.model))
 
     def check(self, params: SamplingParams) -> None:
         """Refuse temperatures that the server would change, or refuse."""
@@ -81,8 +89,10 @@ class TokenDialect:
 
     async def draw(self, state: EndpointState, n: int, *, tokens: int, seed: int, logprobs: bool) -> list[Draw]:
         """Draw n continuations; see `Dialect.draw`."""
-        raw, split = await self._known_text(state)
-        rows = 1 if state.params.greedy else n  # Greedy rows are all the same, and vLLM refuses to draw several.
+        raw, split = await self.texts.known(state)
+        # After part of a character, vLLM decodes the prompt once more, and would find stop strings in the question.
+        params = replace(state.params, stop=()) if split else state.params
+        rows = 1 if params.greedy else n  # Greedy rows are all the same, and vLLM refuses to draw several.
         # The last token's text tells whether a block ends within a character.
         unfinished = state.num_tokens + tokens < state.max_tokens
         logprobs = logprobs or (unfinished and self.capabilities.logprobs)
@@ -92,10 +102,9 @@ class TokenDialect:
             "n": rows,
             "max_tokens": tokens,
             "seed": seed,
-            "top_k": state.params.top_k,
+            "top_k": params.top_k,
             "return_token_ids": True,
-            "include_stop_str_in_output": True,
-            **sampling_fields(state.params),
+            **sampling_fields(params),
             **UNTRUNCATED,
             **({"logprobs": 0} if logprobs else {}),
         }
@@ -104,8 +113,9 @@ class TokenDialect:
             body,
             lambda answer: replies.completions(answer, rows, budget=tokens, logprobs=logprobs, ids=True),
         )
+        seam = await self.texts.at(state.token_ids, raw) if split else None
         # One after the other: it is rare that anything has to be asked for, and a task for each would cost more.
-        return [await self._finished(state, raw, choice, split=split) for choice in choices] * (n // rows)
+        return [await self._finished(state, raw, choice, seam) for choice in choices] * (n // rows)
 
     async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
         """Score given continuations; see `Dialect.score`."""
@@ -126,69 +136,41 @@ class TokenDialect:
         """Refuse to be used after `aclose`."""
         self.client.check_open()
 
-    async def _finished(self, state: EndpointState, raw: str, choice: replies.Choice, *, split: bool) -> Draw:
-        """Return a choice as a continuation of a state with this text."""
+    async def _finished(self, state: EndpointState, raw: str, choice: replies.Choice, seam: Seam | None) -> Draw:
+        """Return a choice as a continuation of a state with this text, which ends within a character at a seam."""
+        if choice.error is not None:
+            return failed_draw(choice)
         ids = choice.token_ids
-        goes_on = not choice.stopped and state.num_tokens + len(ids) < state.max_tokens
-        if split or (goes_on and not _whole(choice.last_token)):
-            # A server decodes what it draws and nothing before; only all tokens together give the text of a character
-            # that began in one request and ends in another.
-            text = await self._decoded([*state.token_ids, *(ids[:-1] if choice.stopped else ids)])
+        if seam is not None:
+            # The token that ended it has no text.
+            text = await seam.text(ids[:-1] if choice.stopped and choice.stop is None else ids, choice.text)
+            split = text.endswith(INCOMPLETE)
         else:
-            text = raw + choice.text
-        end = _crossing(text, len(raw), state.params.stop)
-        if end is None:
+            text = raw + choice.text + (choice.stop or "")
+            goes_on = not choice.stopped and state.num_tokens + len(ids) < state.max_tokens
+            split = goes_on and not _whole(choice.token_texts) and await self.texts.splits([*state.token_ids, *ids])
+        text = text.rstrip(INCOMPLETE)
+        end = stop_end(text, len(raw), state.params.stop)
+        if end is None or (end == len(text) and choice.stop is not None):
             return Draw(
-                raw=text.rstrip(_INCOMPLETE),
+                raw=text,
                 num_tokens=len(ids),
                 stopped=choice.stopped,
                 token_ids=ids,
                 logprobs=choice.logprobs,
-                split=text.endswith(_INCOMPLETE),
+                split=split,
             )
-        kept = await self._tokens_until(state, ids, end)
+        # The server did not see it, and went on.
+        seam = seam or await self.texts.at(state.token_ids, raw)
+        kept = await seam.tokens_until(ids, end)
         logprobs = None if choice.logprobs is None else choice.logprobs[:kept]
         return Draw(raw=text[:end], num_tokens=kept, stopped=True, token_ids=ids[:kept], logprobs=logprobs)
-
-    async def _tokens_until(self, state: EndpointState, ids: Sequence[int], end: int) -> int:
-        """Return how many of the drawn tokens it takes to have ``end`` characters of the response.
-
-        The server does not see a stop string that began in the prefix, and goes on after it.
-        """
-        low, high = 1, len(ids)
-        while low < high:
-            middle = (low + high) // 2
-            text = await self._decoded([*state.token_ids, *ids[:middle]])
-            low, high = (low, middle) if len(text.rstrip(_INCOMPLETE)) >= end else (middle + 1, high)
-        return low
-
-    async def _known_text(self, state: EndpointState) -> tuple[str, bool]:
-        """Return the text of a state, which has to be asked for where the state was adopted."""
-        if state.raw is not None:
-            return state.raw, state.split
-        text = await self._decoded(state.token_ids)
-        return text.rstrip(_INCOMPLETE), text.endswith(_INCOMPLETE)
-
-    async def _decoded(self, ids: Sequence[int]) -> str:
-        if not ids:
-            return ""
-        return await self.client.post("//detokenize", {"model": self.model, "tokens": list(ids)}, replies.text)
 
 
 def _ids(state: EndpointState) -> Sequence[int]:
     return [token for token in state.prompt if isinstance(token, int)]
 
 
-def _whole(token: str | None) -> bool:
-    """Whether a token's text shows that no character is left open after it; None does not."""
-    return bool(token) and not str(token).endswith(_INCOMPLETE)
-
-
-def _crossing(text: str, begin: int, stop: tuple[str, ...]) -> int | None:
-    """Return where the first stop string ends that begins before ``begin`` and ends after it."""
-    ends = []
-    for string in stop:
-        place = text.find(string, max(0, begin - len(string) + 1), begin + len(string) - 1)
-        if place >= 0:
-            ends.append(place + len(string))
-    return min(ends, default=None)
+def _whole(token_texts: Sequence[Any]) -> bool:
+    """Whether the last token's text shows that no character is left open after it; no text does not."""
+    return bool(token_texts and token_texts[-1]) and not str(token_texts[-1]).endswith(INCOMPLETE)

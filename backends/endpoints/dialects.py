@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from backends.base import Capabilities, Prompt, SamplingParams, State
+from backends.endpoints.replies import Choice
 from backends.errors import CapabilityError
 from backends.tokenization import Tokenization
 
 HIGHEST_TEMPERATURE = 2.0
+
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What tokens that end within a character are decoded to, in place of that character."""
 
 EncodedPrompt = tuple[int, ...] | str | tuple[tuple[str, str], ...]
 """A prompt as a dialect sends it: token ids, text, or messages as (role, content)."""
@@ -52,6 +56,7 @@ class Draw:
         token_ids: The tokens, where they are known.
         logprobs: Log-probability of each (nats), as the server tells it, where it was asked.
         split: As `EndpointState.split`.
+        error: Why it is no continuation of the state after all; the rest then means nothing.
     """
 
     raw: str
@@ -60,6 +65,7 @@ class Draw:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] | None = None
     split: bool = False
+    error: str | None = None
 
 
 class Dialect(Protocol):
@@ -121,6 +127,11 @@ class Dialect(Protocol):
     def check_open(self) -> None:
         """Raise `BackendClosedError` after `aclose`."""
         ...
+
+
+def failed_draw(choice: Choice) -> Draw:
+    """Return what stands for a choice that is no continuation."""
+    return Draw(raw="", num_tokens=0, stopped=True, error=choice.error)
 
 
 def sampling_fields(params: SamplingParams) -> dict[str, Any]:

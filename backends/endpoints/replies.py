@@ -8,9 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from backends.endpoints.client import Malformed
+from backends.errors import CapabilityError
 
 _NO_LOGPROB = -9999.0
 """What vLLM sends for minus infinity, which JSON does not have."""
+_PASSING = frozenset({"abort", "error"})
+"""Reasons to end by which a server says that it failed; another try may not."""
+_ROUGHLY = 0.9
+"""Some servers leave a few tokens out of the numbers that they tell; a limit of their own is farther off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,18 +25,22 @@ class Choice:
     Attributes:
         text: Its text.
         stopped: Whether it ended by itself, and not because its budget was used up.
+        stop: The stop string that ended it, where the server tells; it is not in the text.
         token_ids: Its tokens, with the end-of-sequence token; empty where the server does not tell them.
         num_tokens: How many there are; where only the number of all choices' tokens is known, an even share of them.
         logprobs: Log-probability of each (nats), where asked for.
-        last_token: Text of the last token, where log-probabilities were asked for.
+        token_texts: Text of each token, where log-probabilities of completions were asked for.
+        error: Why it is no continuation, such as a content filter; asking again would not help.
     """
 
     text: str
     stopped: bool
+    stop: str | None = None
     token_ids: tuple[int, ...] = ()
     num_tokens: int = 0
     logprobs: tuple[float, ...] | None = None
-    last_token: str | None = None
+    token_texts: Sequence[Any] = ()
+    error: str | None = None
 
 
 def completions(answer: Any, n: int, *, budget: int, logprobs: bool, ids: bool) -> list[Choice]:
@@ -46,13 +55,30 @@ def completions(answer: Any, n: int, *, budget: int, logprobs: bool, ids: bool) 
 
     Raises:
         Malformed: Something that was asked for is missing or makes no sense.
+        CapabilityError: The server has a limit of its own, below the budget.
     """
-    return _counted([_completion(choice, logprobs=logprobs, ids=ids) for choice in _choices(answer, n)], answer, budget)
+    choices = [_completion(choice, logprobs=logprobs, ids=ids) for choice in _choices(answer, n)]
+    if not ids:
+        return _counted(choices, answer, budget)
+    for choice in choices:
+        if len(choice.token_ids) > budget:
+            raise Malformed(f"a choice has {len(choice.token_ids)} tokens instead of {budget}")
+        if not choice.stopped and len(choice.token_ids) < budget:
+            raise _limited(len(choice.token_ids), budget)
+    return choices
 
 
-def chats(answer: Any, n: int, *, budget: int, logprobs: bool) -> list[Choice]:
-    """Read the answer of ``/chat/completions``; as `completions`."""
-    return _counted([_chat(choice, logprobs=logprobs) for choice in _choices(answer, n)], answer, budget)
+def chats(answer: Any, n: int, *, budget: int, logprobs: bool, exact: bool = True) -> list[Choice]:
+    """Read the answer of ``/chat/completions``; as `completions`.
+
+    Args:
+        answer: The JSON.
+        n: Choices that were asked for.
+        budget: Most tokens of each.
+        logprobs: Whether log-probabilities were asked for.
+        exact: Whether the number of tokens is told by the server, and not somebody's estimate.
+    """
+    return _counted([_chat(choice, logprobs=logprobs) for choice in _choices(answer, n)], answer, budget, exact=exact)
 
 
 def prompt_logprobs(answer: Any, wanted: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -88,11 +114,14 @@ def _choices(answer: Any, n: int) -> list[Any]:
 
 
 def _completion(choice: Any, *, logprobs: bool, ids: bool) -> Choice:
+    reason = _text(choice, "finish_reason")
+    if (failed := _failed(reason)) is not None:
+        return failed
     token_ids = _ids(choice.get("token_ids")) if ids else ()
     if ids and not token_ids:
         raise Malformed("a choice has no tokens")
     listed: tuple[float, ...] | None = None
-    last_token = None
+    texts: Any = ()
     count = len(token_ids)
     if logprobs:
         part = _field(choice, "logprobs")
@@ -100,47 +129,117 @@ def _completion(choice: Any, *, logprobs: bool, ids: bool) -> Choice:
         texts = _field(part, "tokens")
         if not isinstance(texts, list) or len(texts) != len(listed) or (ids and len(listed) != len(token_ids)):
             raise Malformed("it does not have one log-probability for each token")
-        last_token = str(texts[-1]) if texts else None
+        if not listed and reason == "length":
+            raise Malformed("a choice has no tokens although it did not stop")
         count = len(listed)
-    stopped = _stopped(choice)
-    content = _text(choice, "text")
-    if not ids and not stopped and not content:
-        raise Malformed("a choice is empty although it did not stop")
+    stop = choice.get("stop_reason")
     return Choice(
-        text=content, stopped=stopped, token_ids=token_ids, num_tokens=count, logprobs=listed, last_token=last_token
+        text=_text(choice, "text"),
+        stopped=reason == "stop",
+        stop=stop if isinstance(stop, str) and reason == "stop" else None,
+        token_ids=token_ids,
+        num_tokens=count,
+        logprobs=listed,
+        token_texts=texts,
     )
 
 
 def _chat(choice: Any, *, logprobs: bool) -> Choice:
+    reason = _text(choice, "finish_reason")
+    if (failed := _failed(reason)) is not None:
+        return failed
     message = _field(choice, "message")
     content = message.get("content") if isinstance(message, dict) else None
-    stopped = _stopped(choice)
     if content is not None and not isinstance(content, str):
         raise Malformed(f"a message's content is {type(content).__name__}, not text")
-    if not content and not stopped:
-        raise Malformed("a choice is empty although it did not stop")
     listed = None
     if logprobs:
         entries = _field(_field(choice, "logprobs"), "content")
         if not isinstance(entries, list):
             raise Malformed("log-probabilities are missing")
         listed = _logprobs([_field(entry, "logprob") for entry in entries])
-    return Choice(text=content or "", stopped=stopped, num_tokens=0 if listed is None else len(listed), logprobs=listed)
+    return Choice(
+        text=content or "",
+        stopped=reason == "stop",
+        num_tokens=0 if listed is None else len(listed),
+        logprobs=listed,
+    )
 
 
-def _counted(choices: list[Choice], answer: Any, budget: int) -> list[Choice]:
-    """Return choices with their numbers of tokens, as far as they can be told; an unknown one is its whole budget."""
-    if all(choice.num_tokens for choice in choices):
-        return choices
+def _failed(reason: str) -> Choice | None:
+    """Return a choice that ended by a reason that makes it no continuation; None where the reason is a good one.
+
+    Raises:
+        Malformed: The server failed.
+    """
+    if reason in {"stop", "length"}:
+        return None
+    # A server's text may be anything; a short word shows nothing that must not be seen.
+    told = f"the reason {reason!r}" if reason.isidentifier() and len(reason) <= 20 else "a reason that is no word"
+    if reason in _PASSING:
+        raise Malformed(f"a choice ended for {told}")
+    return Choice(text="", stopped=True, error=f"the server ended it for {told}; allowed: 'stop' and 'length'")
+
+
+def _counted(choices: list[Choice], answer: Any, budget: int, *, exact: bool = True) -> list[Choice]:
+    """Return choices with their numbers of tokens, as far as they can be told.
+
+    A choice that did not stop has its whole budget: what a server hides, such as reasoning, uses it up as well.
+    """
+    drawn = [choice for choice in choices if choice.error is None]
+    total = _drawn_in_all(answer)
+    if exact and len(drawn) == len(choices):
+        most = _longest_unstopped(drawn, total)
+        if most == 0:
+            raise Malformed("a choice has no tokens although it did not stop")
+        if most is not None and most < _ROUGHLY * budget:
+            raise _limited(math.floor(most), budget)
+    stopped = sum(choice.stopped for choice in drawn)
+    left = budget if total is None else (total - budget * (len(drawn) - stopped)) // max(1, stopped)
+    share = min(budget, max(1, left))
+
+    def count(choice: Choice) -> int:
+        return budget if not choice.stopped else choice.num_tokens or share
+
+    return [choice if choice.error is not None else replace(choice, num_tokens=count(choice)) for choice in choices]
+
+
+def _longest_unstopped(choices: list[Choice], total: int | None) -> float | None:
+    """Return the most tokens that the shortest of the choices can have which did not stop; None where nothing tells.
+
+    Log-probabilities tell each choice's, unless there are tokens without any, as those of reasoning are.
+    """
+    unstopped = [choice for choice in choices if not choice.stopped]
+    if not unstopped:
+        return None
+    known = sum(choice.num_tokens for choice in choices)
+    if all(choice.num_tokens for choice in choices) and (total is None or total - known <= len(choices)):
+        return min(choice.num_tokens for choice in unstopped)
+    if total is None:
+        return None
+    others = sum(max(1, choice.num_tokens) for choice in choices if choice.stopped)
+    return max(0, total - others) / len(unstopped)
+
+
+def _drawn_in_all(answer: Any) -> int | None:
+    """Return how many tokens were drawn for all choices, where the server tells."""
     usage = answer.get("usage")
-    total = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    stopped = sum(choice.stopped for choice in choices)
-    left = total - budget * (len(choices) - stopped) if isinstance(total, int) else budget * stopped
-    share = min(budget, max(1, left // stopped)) if stopped else budget
-    return [
-        replace(choice, num_tokens=share if choice.stopped else budget) if not choice.num_tokens else choice
-        for choice in choices
-    ]
+    if not isinstance(usage, dict):
+        return None
+    drawn, prompt, whole = (usage.get(name) for name in ("completion_tokens", "prompt_tokens", "total_tokens"))
+    if not isinstance(drawn, int):
+        return None
+    # Some count reasoning in the whole only.
+    return max(drawn, whole - prompt) if isinstance(whole, int) and isinstance(prompt, int) else drawn
+
+
+def _limited(told: int, budget: int) -> CapabilityError:
+    """Return the error for an answer that a limit of the server's own has cut: it is no draw of this length."""
+    return CapabilityError(
+        f"the server ended an answer after {told} tokens, although {budget} were asked for and nothing stopped it: it "
+        "has a limit of its own. Lower max_tokens, or raise that limit (with vLLM, max_new_tokens in the model's "
+        "generation config or --override-generation-config)"
+    )
 
 
 def _prompt_logprobs(choice: Any, wanted: Sequence[int]) -> list[float]:
@@ -164,14 +263,6 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(content, str):
         raise Malformed(f"{name!r} is {type(content).__name__}, not text")
     return content
-
-
-def _stopped(choice: Any) -> bool:
-    """Whether a choice ended by itself."""
-    reason = _text(choice, "finish_reason")
-    if reason not in {"stop", "length"}:
-        raise Malformed(f"a choice ended by {reason!r}; allowed: 'stop' and 'length'")
-    return reason == "stop"
 
 
 def _ids(value: Any) -> tuple[int, ...]:

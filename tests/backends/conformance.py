@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -18,6 +19,7 @@ from backends import (
     Prompt,
     PromptError,
     SamplingParams,
+    State,
 )
 
 Check = Callable[[Backend, Prompt], Awaitable[None]]
@@ -176,6 +178,37 @@ async def stop_strings_end_a_sequence(backend: Backend, prompt: Prompt) -> None:
         assert stop not in new.text
         assert new.text.startswith(state.text), "a text only grows, even when a stop string begins"
         state = new
+
+
+@check
+async def stop_strings_that_span_two_draws_end_a_sequence(backend: Backend, prompt: Prompt) -> None:
+    if not (backend.capabilities.continue_prefix and backend.capabilities.seed):
+        pytest.skip("no parts that fit together")
+
+    async def parts(seed: int, stop: tuple[str, ...]) -> list[State]:
+        """Draw a response token by token, and return all states on the way; the draws depend on the seed alone."""
+        states = [await backend.begin(prompt, max_tokens=12, params=SamplingParams(stop=stop))]
+        while not states[-1].finished:
+            states += await backend.extend(states[-1], 1, tokens=1, seed=100 * seed + len(states))
+        return states
+
+    found = 0
+    for seed in range(6):
+        plain = await parts(seed, ())
+        texts = [state.text for state in plain]
+        ends = [len(one) for one, other in itertools.pairwise(texts) if 0 < len(one) < len(other)]
+        for end in ends[1:3]:
+            stop = texts[-1][end - 1 : end + 1]
+            stopped = await parts(seed, (stop, "\0never"))
+            assert stopped[-1].text == texts[-1].split(stop)[0]
+            assert stopped[-1].finish_reason == "stop"
+            for before, after in itertools.pairwise(stopped):
+                assert after.text.startswith(before.text), "a text only grows, even when a stop string begins"
+            for state, (rolled,) in zip(stopped, await backend.rollout(stopped, 1, seed=seed), strict=True):
+                assert rolled.text.startswith(state.text)
+                assert stop not in rolled.text
+            found += 1
+    assert found, "the prompt of this check must draw some text"
 
 
 @check

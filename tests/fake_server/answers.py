@@ -24,11 +24,15 @@ class Answers:
     Attributes:
         processed: Whether log-probabilities are of the sampled distribution (vLLM's ``processed_logprobs``) or of the
             model's own. Those of prompts are always the model's own.
+        most_tokens: Most tokens of a response, whatever is asked for; None for as many as fit.
+        reasoning: So many tokens at the beginning of a chat's answer are reasoning, which is not part of its content.
     """
 
     model: Model
     profile: Profile
     processed: bool
+    most_tokens: int | None = None
+    reasoning: int = 0
     texts: dict[int, str] = field(default_factory=dict, repr=False)
     """Of single tokens, as they come up."""
 
@@ -104,7 +108,8 @@ class Answers:
         steps = None if scored is None else await self.model.score(prompt, top=scored)
         choices = []
         for index, row in enumerate(rows):
-            message: dict[str, Any] = {"role": "assistant", "content": row.text, "refusal": None, "annotations": None}
+            content = self._content(row)
+            message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None, "annotations": None}
             if self.profile.vllm:
                 message |= {"audio": None, "function_call": None, "reasoning": None}
             logprobs = None if top is None else {"content": self._chat_logprobs(row, top)}
@@ -197,6 +202,8 @@ class Answers:
                 param="max_tokens",
             )
         budget = most - length if wanted is None else min(wanted, most - length)
+        if self.most_tokens is not None:
+            budget = min(budget, self.most_tokens)
         if budget < 1:
             message = f"max_tokens must be at least 1, got {budget}. (parameter=max_tokens, value={budget})"
             raise ApiError(400, message, param="max_tokens")
@@ -240,10 +247,16 @@ class Answers:
             )
         return {"text_offset": offsets, "token_logprobs": logprobs, "tokens": names, "top_logprobs": tops}
 
+    def _content(self, row: Drawn) -> str:
+        """Return an answer without its reasoning."""
+        if not self.reasoning:
+            return row.text
+        return row.text.removeprefix(self.model.decode(row.token_ids[: self.reasoning], skip_special=True)).lstrip()
+
     def _chat_logprobs(self, row: Drawn, top: int) -> list[dict[str, Any]]:
         assert row.steps is not None
-        steps = row.steps
-        if not self.profile.end_in_logprobs and row.token_ids[-1] in self.model.end_ids:
+        steps = row.steps[self.reasoning :]
+        if steps and not self.profile.end_in_logprobs and row.token_ids[-1] in self.model.end_ids:
             steps = steps[:-1]
         return [
             self._chat_logprob(step[0])

@@ -56,6 +56,8 @@ class FakeApp:
         processed_logprobs: Whether log-probabilities are of the sampled distribution, or of the model's own.
         max_logprobs: Most alternatives at each position, -1 for the whole vocabulary; by default the profile's.
         end_in_logprobs: Whether the token that ends a response has a log-probability; by default the profile's.
+        most_tokens: Most tokens of a response, whatever is asked for.
+        reasoning: So many tokens at the beginning of a chat's answer are reasoning, which is not part of its content.
         api_key: What clients must send as bearer key; None lets everybody in.
         faults: What goes wrong on purpose; another plan may take its place at any time.
     """
@@ -68,6 +70,8 @@ class FakeApp:
         processed_logprobs: bool = False,
         max_logprobs: int | None = None,
         end_in_logprobs: bool | None = None,
+        most_tokens: int | None = None,
+        reasoning: int = 0,
         api_key: str | None = None,
         faults: FaultPlan | None = None,
     ) -> None:
@@ -85,7 +89,9 @@ class FakeApp:
         self.records = Records()
         self.failures: list[Exception] = []
         """Mistakes of this server's own; there must be none."""
-        self._answers = Answers(model=model, profile=chosen, processed=processed_logprobs)
+        self._answers = Answers(
+            model=model, profile=chosen, processed=processed_logprobs, most_tokens=most_tokens, reasoning=reasoning
+        )
         self._key = api_key
         self._routes: dict[str, tuple[str, Callable[[Any, str], Awaitable[Any]]]] = {
             "/v1/models": ("GET", self._models),

@@ -20,6 +20,7 @@ from tests.fake_server.models import Drawn, Entry, Model, Sampling, Step, find_s
 from tests.fake_server.profiles import ApiError
 
 _PLAIN = SamplingParams()
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class LocalModel:
@@ -30,13 +31,16 @@ class LocalModel:
     Args:
         backend: Stays the caller's, who closes it.
         max_model_len: Most tokens of prompt and response together; by default the model's own.
+        withholds: Whether a character that is not complete is left out of a text, as by vLLM; otherwise its place is
+            marked.
     """
 
     instant = False
 
-    def __init__(self, backend: LocalBackend, *, max_model_len: int | None = None) -> None:
+    def __init__(self, backend: LocalBackend, *, max_model_len: int | None = None, withholds: bool = True) -> None:
         """Take a backend."""
         self._backend = backend
+        self._withholds = withholds
         self._owned = False
         self._tokenizer: Any = backend._tokenizer
         self.name = backend.name
@@ -107,7 +111,7 @@ class LocalModel:
             for seed in seeds
         ]
         await asyncio.wrap_future(self._backend._engine.draw(rows))
-        drawn = [self._drawn(row, sampling) for row in rows]
+        drawn = [self._drawn(row, sampling, prompt) for row in rows]
         if top is None:
             return drawn
         # What vLLM calls the processed log-probabilities of a greedy row are the model's own.
@@ -134,7 +138,7 @@ class LocalModel:
         if self._owned:
             await self._backend.aclose()
 
-    def _drawn(self, row: Row, sampling: Sampling) -> Drawn:
+    def _drawn(self, row: Row, sampling: Sampling, prompt: Sequence[int]) -> Drawn:
         ids = list(row.drawn)
         # The engine knows the model's own end tokens only; what it has drawn after another one was never wanted.
         place = next((place for place, token in enumerate(ids) if token in sampling.stop_ids), None)
@@ -142,7 +146,21 @@ class LocalModel:
             ids = ids[: place + 1]
         ended = ids[-1] in self.end_ids or place is not None
         body = ids[:-1] if ended and not sampling.include_stop else ids
-        text = self.decode(body, skip_special=True)
+        if self._withholds and self.decode(prompt, skip_special=True).endswith(_INCOMPLETE):
+            # vLLM decodes the prompt along with what completes its last character, and then knows no longer which text
+            # is which: it tells both, and looks for stop strings in both.
+            for count in range(1, len(body) + 1):
+                text = self.decode([*prompt, *body[:count]], skip_special=True)
+                if not text.endswith(_INCOMPLETE):
+                    break
+            else:
+                text = ""
+            if found := find_stop(text, sampling.stop, include=sampling.include_stop):
+                return Drawn(token_ids=ids[:count], text=found[1], finish_reason="stop", stop_reason=found[0])
+            text = text and self.decode([*prompt, *body], skip_special=True)
+        else:
+            text = self.decode(body, skip_special=True)
+        text = text.rstrip(_INCOMPLETE) if self._withholds else text
         if found := find_stop(text, sampling.stop, include=sampling.include_stop):
             return Drawn(token_ids=ids, text=found[1], finish_reason="stop", stop_reason=found[0])
         if not ended:

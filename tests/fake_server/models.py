@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 
 class Entry(NamedTuple):
@@ -49,13 +49,14 @@ class Drawn:
     Attributes:
         token_ids: All tokens drawn, the one that ended the row included.
         text: What they say, cut at a stop string.
+        finish_reason: ``stop`` or ``length``, or that of a response which ends for another one.
         stop_reason: The stop string, or the token of `Sampling.stop_ids`, that ended the row.
         steps: Log-probabilities, one step per token, where they were asked for.
     """
 
     token_ids: list[int]
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: str
     stop_reason: int | str | None = None
     steps: list[Step] | None = None
 

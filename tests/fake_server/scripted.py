@@ -61,12 +61,22 @@ class ScriptedModel:
         name: What requests call it.
         max_model_len: Most tokens of prompt and response together.
         delay: Seconds that every draw takes.
+        end_text: What the token that ends a response says where a request wants to see what has ended it.
+
+    Attributes:
+        reasons: Responses that end for another reason than ``stop``, and what it is; they have no text then.
     """
 
     end_ids = frozenset({END})
 
     def __init__(
-        self, responses: Responses, *, name: str = "scripted", max_model_len: int = 4096, delay: float = 0.0
+        self,
+        responses: Responses,
+        *,
+        name: str = "scripted",
+        max_model_len: int = 4096,
+        delay: float = 0.0,
+        end_text: str = "",
     ) -> None:
         """Build the tree of words."""
         weights = responses if isinstance(responses, Mapping) else Counter(responses)
@@ -75,8 +85,9 @@ class ScriptedModel:
         self.name = name
         self.max_model_len = max_model_len
         self._delay = delay
+        self.reasons: dict[str, str] = {}
         self._ids: dict[str, int] = {}
-        self._texts = ["", "", *(bytes([value]).decode("utf-8", "replace") for value in range(256))]
+        self._texts = [end_text, "", *(bytes([value]).decode("utf-8", "replace") for value in range(256))]
         self._pieces = [text.encode() for text in _SPECIAL] + [bytes([value]) for value in range(256)]
         self._root = _Node()
         self._gone = _Node(weight=1.0)
@@ -233,6 +244,8 @@ class ScriptedModel:
             ids.append(token)
             if told is not None:
                 steps.append((table.steps.get(told) or self._steps(table, told))[place])
+            if token == END and (why := self.reasons.get(text)):
+                return Drawn(token_ids=ids, text="", finish_reason=why, steps=steps if told is not None else None)
             if token == END or token in sampling.stop_ids:
                 reason = token if token in sampling.stop_ids and token != END else None
                 text += texts[token] if sampling.include_stop else ""

@@ -109,10 +109,8 @@ async def test_the_wait_that_a_provider_asks_for_is_found_wherever_litellm_has_i
         object,
         lambda: "text",
         lambda: litellm.ModelResponse(choices=[]),
-        lambda: litellm.ModelResponse(choices=[{"message": {"content": ""}, "finish_reason": "length"}]),
-        lambda: litellm.ModelResponse(choices=[{"message": {"content": "x"}, "finish_reason": "content_filter"}]),
     ],
-    ids=["nothing", "text", "no choices", "empty", "filtered"],
+    ids=["nothing", "text", "no choices"],
 )
 async def test_answers_that_make_no_sense_are_asked_for_again(stub: Stub, answer: Callable[[], Any]) -> None:
     stub.outcome = answer()
@@ -120,6 +118,24 @@ async def test_answers_that_make_no_sense_are_asked_for_again(stub: Stub, answer
         with pytest.raises(EndpointError, match="cannot be used"):
             await draws(backend, 1)
     assert len(stub.calls) == 3
+
+
+async def test_an_answer_that_a_filter_has_ended_is_not_asked_for_again(stub: Stub) -> None:
+    choice = {"message": {"content": "x"}, "finish_reason": "content_filter"}
+    stub.outcome = litellm.ModelResponse(choices=[choice])
+    async with LiteLLMBackend("openai/x", retries=RetryPolicy(attempts=3, first_delay=0)) as backend:
+        with pytest.raises(EndpointError, match="'content_filter'"):
+            await draws(backend, 1)
+    assert len(stub.calls) == 1
+
+
+async def test_an_answer_of_reasoning_alone_is_an_empty_one(stub: Stub) -> None:
+    stub.outcome = litellm.ModelResponse(choices=[{"message": {"content": ""}, "finish_reason": "length"}])
+    async with LiteLLMBackend("openai/x") as backend:
+        start = await backend.begin("Why?", max_tokens=20, params=PLAIN)
+        ((row,),) = await backend.rollout([start], 1, seed=0)
+    assert (row.text, row.finish_reason, row.num_tokens) == ("", "length", 20)
+    assert len(stub.calls) == 1
 
 
 async def test_keys_of_all_sources_are_kept_out_of_messages(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,7 +282,20 @@ class _Reader:
         value = from_json(line)
         if isinstance(value, dict) and value.get("type") == "finished" and isinstance(value.get("result"), dict):
             value["result"]["steps"] = self.steps
-        return _EVENTS.validate_python(value)
+        event = _EVENTS.validate_python(value)
+        if isinstance(event, CandidatesWeighed):
+            _check(event.trace)
+        return event
+
+
+def _check(step: StepTrace) -> None:
+    """Refuse a step whose lists do not belong together, which the types alone do not tell."""
+    count = len(step.candidates)
+    lists = (step.finished, step.log_energies, step.log_energy_errors, step.weights, step.rollouts)
+    if any(len(values) != count for values in lists) or len(step.chains) not in (0, count):
+        raise ValueError("its lists are of different lengths")
+    if not all(0 <= place < count for place in (step.chosen, *step.kept)):
+        raise ValueError("a candidate was chosen that it does not list")
 
 
 def _header(path: Path, line: bytes) -> _Header:

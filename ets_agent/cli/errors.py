@@ -8,6 +8,7 @@ import traceback
 from backends import BackendError, PromptError, TokenizerMismatchError, UnknownModelError
 from ets_agent.cli.output import printable
 from ets_agent.errors import ConfigError
+from ets_agent.traces import TraceError
 from rewards import RewardError, RewardSpecError
 
 FAILURE = 1
@@ -20,8 +21,8 @@ class CommandError(Exception):
     """A command came to an end without what it is for; the message says why."""
 
 
-_USAGE_ERRORS = (ConfigError, PromptError, RewardSpecError, TokenizerMismatchError, UnknownModelError)
-_EXPECTED_ERRORS = (CommandError, ConfigError, BackendError, RewardError)
+_USAGE_ERRORS = (ConfigError, PromptError, RewardSpecError, TokenizerMismatchError, TraceError, UnknownModelError)
+_EXPECTED_ERRORS = (CommandError, ConfigError, BackendError, RewardError, TraceError)
 
 
 def exit_code(error: Exception) -> int:

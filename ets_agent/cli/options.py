@@ -96,6 +96,15 @@ Dtype = Annotated[
 Raw = Annotated[
     bool, typer.Option("--raw", help="Let the model continue the question as plain text, not answer a chat message.")
 ]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE",
+        help="Write the run to a new file while it goes on; `ets trace FILE` shows it.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")]
 Progress = Annotated[
     bool | None,

@@ -14,11 +14,13 @@ from backends.base import check_prompt
 from ets_agent._proposal import check_proposal_settings
 from ets_agent.cli import errors, options
 from ets_agent.cli.output import emit
+from ets_agent.cli.recording import Recorder
 from ets_agent.cli.run import session
 from ets_agent.cli.solve_progress import SolveProgress
 from ets_agent.config import ETSConfig
 from ets_agent.results import Finished, Result
 from ets_agent.sampler import ETS
+from ets_agent.traces import check_new
 from rewards import Reward
 
 
@@ -46,6 +48,7 @@ def solve_command(
     device: options.Device = None,
     dtype: options.Dtype = None,
     raw: options.Raw = False,
+    trace: options.TraceFile = None,
     config_file: options.Config = None,
     as_json: options.Json = False,
     progress: options.Progress = None,
@@ -59,14 +62,17 @@ def solve_command(
         text = options.read_question(question)
         check_prompt(text)
         judge = rewards.build(reward)
+        if trace is not None:
+            check_new(trace)
         shown = progress if progress is not None else sys.stderr.isatty()
         with SolveProgress(enabled=shown) as display:
             backend, helper = options.load_models(
                 model, proposal, device=device, dtype=dtype, on_load=lambda name: display.note(f"loading {name}")
             )
             prompt = options.prompt_from(text, backend, helper, raw=raw)
-            result = running.run(_solve(backend, helper, judge, prompt, config, display))
-        for message in result.warnings:
+            recorder = Recorder(trace, prompt, reward=judge.name)
+            result = running.run(_solve(backend, helper, judge, prompt, config, display, recorder))
+        for message in [*result.warnings, *([recorder.problem] if recorder.problem is not None else [])]:
             errors.warn(message)
         if result.cut_short:
             limit = f"after {config.timeout:g} s" if result.finish_reason == "timeout" else "by the token budget"
@@ -84,6 +90,7 @@ async def _solve(
     prompt: Prompt,
     config: ETSConfig,
     display: SolveProgress,
+    recorder: Recorder,
 ) -> Result:
     result: Result | None = None
     async with (
@@ -92,9 +99,11 @@ async def _solve(
         aclosing(reward),
         ETS(backend, reward, proposal, config=config) as ets,
     ):
-        async for event in ets.stream(prompt):
-            display.show(event)
-            if isinstance(event, Finished):
-                result = event.result
+        with recorder:
+            async for event in ets.stream(prompt):
+                recorder.write(event)
+                display.show(event)
+                if isinstance(event, Finished):
+                    result = event.result
     assert result is not None  # every run ends with `Finished`
     return result

@@ -272,6 +272,23 @@ def test_lines_may_be_formatted_in_other_ways(saved: Path) -> None:
     assert read_trace(saved).result == run
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": [1.0, 0, 0]}, "its lists are of different lengths"),
+        ({"chains": [0]}, "its lists are of different lengths"),
+        ({"chosen": 2}, "a candidate was chosen that it does not list"),
+        ({"kept": [-1]}, "a candidate was chosen that it does not list"),
+    ],
+)
+def test_a_step_that_contradicts_itself_is_damage(saved: Path, change: dict[str, Any], message: str) -> None:
+    lines = [json.loads(line) for line in saved.read_text().splitlines()]
+    lines[1]["trace"] |= change
+    saved.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(TraceError, match=rf"is damaged: line 2 .*{message}"):
+        read_trace(saved)
+
+
 def test_the_models_refuse_what_a_file_should_not_hold(saved: Path) -> None:
     saved.write_text(saved.read_text().replace('"dropped":0', '"dropped":"many"'))
     with pytest.raises(TraceError, match="dropped") as caught:

@@ -1,0 +1,79 @@
+"""What passes between a model that calls the tool and `GuidedReasoning`, the same in every framework."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from backends import QueueFullError
+from ets_agent.guided import GuidedAnswer, GuidedReasoning, RequestError
+
+_log = logging.getLogger(__name__)
+
+
+async def ask(reasoning: GuidedReasoning, arguments: str | Mapping[str, Any]) -> str:
+    """Return what the model is told that called the tool.
+
+    Args:
+        reasoning: The tool.
+        arguments: What the model gave, as an object or as its JSON text.
+
+    Raises:
+        RequestError: The model's mistake, with what is allowed; it can correct itself.
+        backends.BackendError: The model behind the tool failed.
+    """
+    request = _request(reasoning, arguments)
+    try:
+        return for_model(await reasoning(request))
+    except QueueFullError as error:
+        # No mistake of the model's, nor an end of its work: it may do something else, or ask again.
+        _log.warning("a tool call was turned away: %s", error)
+        return for_model_error("too many questions wait already; try again later, or go on without this tool")
+
+
+def for_model(answer: GuidedAnswer) -> str:
+    """Return an answer as compact JSON.
+
+    A final answer comes without the text that it was read in, which the model would pay for in tokens; without one,
+    the text is what there is.
+    """
+    told: dict[str, Any] = {"answer": answer.answer}
+    if answer.answer is None:
+        told["text"] = answer.text
+    told["confidence"] = None if answer.confidence is None else round(answer.confidence, 3)
+    told["cut_short"] = answer.cut_short
+    if answer.warnings:
+        told["warnings"] = answer.warnings
+    return _json(told)
+
+
+def for_model_error(error: RequestError | str) -> str:
+    """Return what went wrong as compact JSON, in frameworks that know no errors of a tool."""
+    return _json({"error": str(error)})
+
+
+def _request(reasoning: GuidedReasoning, arguments: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments if they are as the tool's schema names them.
+
+    A request has more fields than models are told of, which are for programs.
+    """
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"the arguments are not valid JSON: {error}") from None
+    allowed = ", ".join(properties := reasoning.parameters()["properties"])
+    if not isinstance(arguments, Mapping):
+        raise RequestError(f"the arguments are no object; allowed: an object with {allowed}")
+    unknown = [name for name in arguments if name not in properties]
+    if unknown:
+        raise RequestError(f"there is no argument {unknown[0]!r:.80}; allowed: {allowed}")
+    if arguments.get("question") is None:
+        raise RequestError("question is missing; allowed: what to answer, as text, complete in itself")
+    return arguments
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -144,15 +144,16 @@ class Client:
         # `object` has the SDK parse the JSON and build none of its models, which would take several times as long. Its
         # own limit of time, of which it has none here, would be one between two bytes.
         options: Any = {"headers": {"X-Request-Id": number, **self._no_key}, "timeout": None}
+        answer: Any = None
+        failure: BackendError | None = None
         try:
             async with asyncio.timeout(self._timeout) as limit:
                 if method == "GET":
-                    answer: Any = await client.get(url, cast_to=object, options=options)
+                    answer = await client.get(url, cast_to=object, options=options)
                 else:
                     answer = await client.post(url, cast_to=object, body=body, options=options)
-            if not isinstance(answer, str):
-                return read(answer)
-            failure: BackendError = self._no_json(answer, request)
+            if isinstance(answer, str):
+                failure = self._no_json(answer, request)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -162,14 +163,18 @@ class Client:
                 failure = BackendClosedError(f"the connection to {self.url} was closed during {request}")
             else:
                 failure = self._translated(error, request)
-        except Malformed as error:
-            failure = EndpointError(f"{request}: the answer cannot be used: {self._clean(str(error))}", retryable=True)
         except UnicodeEncodeError as error:
             failure = PromptError(f"{request}: the text has half of a surrogate pair, which is no character: {error}")
         except (ValueError, RecursionError) as error:
             reason = self._clean(str(error))
             failure = IllegibleError(f"{request}: the answer is not valid JSON: {reason}", retryable=True)
-        # Outside, so that it has no cause: the others may repeat what the server said of the key.
+        if failure is None:
+            try:
+                return read(answer)
+            except Malformed as error:
+                reason = self._clean(str(error))
+                failure = EndpointError(f"{request}: the answer cannot be used: {reason}", retryable=True)
+        # Here, where it has no cause: the others may repeat what the server said of the key.
         raise failure
 
     def _sdk(self) -> openai.AsyncOpenAI:

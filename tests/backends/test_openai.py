@@ -454,6 +454,7 @@ async def test_keys_appear_nowhere(caplog: pytest.LogCaptureFixture) -> None:
             server.faults = FaultPlan.always("server_error")
             with pytest.raises(EndpointError) as failed:
                 await ETS(backend, max_tokens=20).complete(QUESTION, seed=0)
+        server.faults = None
         with pytest.raises(EndpointError, match="401") as refused:
             await backends.connect(f"openai/scripted@{server.base_url}", api_key="another-" + KEY, retries=QUICK)
         address = server.base_url.replace("http://", "http://somebody:hunter2@")

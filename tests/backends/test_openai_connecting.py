@@ -1,0 +1,644 @@
+"""Connections to servers: half-capable and hostile ones, what they must not learn, and what may not be shown."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import random
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+import backends
+from backends import (
+    BackendClosedError,
+    BackendError,
+    CapabilityError,
+    EndpointError,
+    PromptError,
+    SamplingParams,
+    UnknownModelError,
+)
+from backends.endpoints import addresses
+from backends.endpoints.client import Client
+from backends.openai import OpenAIBackend
+from backends.retries import RetryPolicy
+from tests.fake_server import Drawn, FakeServer, FaultPlan, Kind, ScriptedModel
+from tests.fake_server.server import serve as serve_app
+
+SCRIPT = {"3 + 4 = 7 so #### 7": 3.0, "3 + 4 = 8 so #### 8": 1.0, "I think seven": 1.0}
+QUESTION = "What is 3 + 4?"
+QUICK = RetryPolicy(attempts=3, first_delay=0.001, longest_delay=0.002, deadline=5.0)
+ONCE = RetryPolicy(attempts=1, deadline=5.0)
+KEY = "sk-very-secret-0123456789"
+PLAIN = SamplingParams()
+
+Answer = tuple[int, Any]
+"""Status and body: text is sent as a page, anything else as JSON."""
+Handler = Callable[[str, Mapping[str, Any], Mapping[str, str]], Answer]
+"""What to answer, given path, JSON and headers."""
+
+NOT_FOUND: Answer = (404, {"error": {"message": "no such path"}})
+MODELS: Answer = (200, {"data": [{"id": "m"}]})
+
+
+@dataclass
+class Stub:
+    """A server that answers as a function says."""
+
+    base_url: str
+    asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def bodies(self, path: str) -> list[dict[str, Any]]:
+        return [body for asked, body in self.asked if asked == path]
+
+
+@contextlib.asynccontextmanager
+async def answering(handler: Handler) -> AsyncIterator[Stub]:
+    """Serve in this event loop."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    stub = Stub(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raw = b""
+        while True:
+            message = await receive()
+            raw += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        body = json.loads(raw) if raw else {}
+        stub.asked.append((scope["path"], body))
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        status, answer = handler(scope["path"], body, headers)
+        kind = b"text/html" if isinstance(answer, str) else b"application/json"
+        sent = (
+            answer if isinstance(answer, bytes) else (answer if kind == b"text/html" else json.dumps(answer)).encode()
+        )
+        head = [(b"content-type", kind), (b"content-length", str(len(sent)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        await send({"type": "http.response.body", "body": sent})
+
+    stop, ready = asyncio.Event(), asyncio.Event()
+    application: Any = app
+    task = asyncio.create_task(serve_app(application, listener, stop, ready.set))
+    await ready.wait()
+    try:
+        yield stub
+    finally:
+        stop.set()
+        await task
+
+
+def texts(body: Mapping[str, Any]) -> list[str]:
+    """Return as many texts as a request wants, which its seed decides."""
+    first = body.get("seed", random.getrandbits(32))
+    return [str(random.Random(first + row).random()) for row in range(body.get("n", 1))]
+
+
+def completion(body: Mapping[str, Any], **more: Any) -> Answer:
+    """Answer a request for completions."""
+    choices = [{"index": i, "text": text, "finish_reason": "stop", **more} for i, text in enumerate(texts(body))]
+    return 200, {"choices": choices, "usage": {"completion_tokens": len(choices)}}
+
+
+def chat(body: Mapping[str, Any], **more: Any) -> Answer:
+    """Answer a request for a chat."""
+    choices = [
+        {"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", **more}
+        for i, text in enumerate(texts(body))
+    ]
+    return 200, {"choices": choices, "usage": {"completion_tokens": len(choices)}}
+
+
+def completions_only(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+    """Be a server of plain completions."""
+    return {"/v1/models": MODELS, "/v1/completions": completion(body)}.get(path, NOT_FOUND)
+
+
+def chat_only(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+    """Be a server of chats."""
+    return {"/v1/models": MODELS, "/v1/chat/completions": chat(body)}.get(path, NOT_FOUND)
+
+
+def but(handler: Handler, path: str, answer: Answer, *, having: str | None = None) -> Handler:
+    """Be another server, but answer so on one path, where a request has a certain field."""
+
+    def instead(asked: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        return answer if asked == path and (having is None or having in body) else handler(asked, body, headers)
+
+    return instead
+
+
+async def connect(stub: Stub, **options: Any) -> OpenAIBackend:
+    return await OpenAIBackend.connect("m", stub.base_url, **({"retries": QUICK} | options))
+
+
+async def connect_fake(server: FakeServer, **options: Any) -> OpenAIBackend:
+    return await OpenAIBackend.connect("scripted", server.base_url, **({"retries": QUICK} | options))
+
+
+def able(backend: OpenAIBackend) -> set[str]:
+    """Return the names of all that a backend can do."""
+    known = backend.capabilities
+    return {name for name in known.__dataclass_fields__ if getattr(known, name)}
+
+
+def everything_said(error: BaseException) -> str:
+    """All texts of an error and of those that it came from."""
+    said, link = "", error
+    while link is not None:
+        said += f"{link} {link!r} "
+        link = link.__cause__ or link.__context__  # type: ignore[assignment]
+    return said
+
+
+# What a server can do
+
+
+async def full_abilities(**options: Any) -> tuple[set[str], int]:
+    """Return what a server can do where nothing goes wrong, and how many requests it took to find out."""
+    with FakeServer(ScriptedModel(SCRIPT), **options) as server:
+        async with await connect_fake(server) as backend:
+            return able(backend), server.records.total
+
+
+@pytest.mark.parametrize("profile", ["vllm", "completions", "chat"])
+@pytest.mark.parametrize("kind", ["fewer_choices", "empty_text", "no_logprobs", "malformed_json", "server_error"])
+async def test_one_unusable_answer_does_not_make_a_server_less_able(profile: Any, kind: Kind) -> None:
+    expected, requests = await full_abilities(profile=profile)
+    for index in range(requests):
+        with FakeServer(ScriptedModel(SCRIPT), profile=profile, faults=FaultPlan.at({index: kind})) as server:
+            async with await connect_fake(server) as backend:
+                assert able(backend) == expected, f"request {index} had the fault"
+
+
+async def test_connecting_takes_few_requests() -> None:
+    assert (await full_abilities(profile="vllm"))[1] <= 10
+    for profile in ("completions", "completions_no_n", "chat", "chat_no_n"):
+        assert (await full_abilities(profile=profile))[1] <= 24
+
+
+async def test_a_server_that_should_be_more_able_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    for field_name, expected in (
+        ("logprobs", "it gives no log-probabilities"),
+        ("prompt_logprobs", "it cannot be ETS-IS's reference"),
+        ("return_token_ids", "it is asked by text"),
+    ):
+        caplog.clear()
+        faults = FaultPlan.when(lambda asked, name=field_name: name in (asked.body or {}), "no_logprobs")  # type: ignore[misc]
+        if field_name == "return_token_ids":
+            faults = FaultPlan.when(lambda asked: "return_token_ids" in (asked.body or {}), "empty_text")
+        with FakeServer(ScriptedModel(SCRIPT), faults=faults) as server:
+            async with await connect_fake(server):
+                pass
+        warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(warnings) == 1
+        assert expected in warnings[0]
+        assert server.base_url in warnings[0]
+
+
+async def test_a_healthy_server_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    for profile in ("vllm", "completions", "completions_no_n", "chat", "chat_no_n"):
+        await full_abilities(profile=profile)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("tops", [[], [{}]])
+async def test_alternatives_that_are_missing_mean_no_log_probabilities(tops: list[Any]) -> None:
+    def completing(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        listed = {"tokens": ["x"], "token_logprobs": [-0.1], "top_logprobs": tops}
+        if path == "/v1/completions" and "logprobs" in body:
+            return completion(body, logprobs=listed)
+        return completions_only(path, body, headers)
+
+    def chatting(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        listed = {"content": [{"token": "x", "logprob": -0.1, "top_logprobs": tops}]}
+        if path == "/v1/chat/completions" and "logprobs" in body:
+            return chat(body, logprobs=listed)
+        return chat_only(path, body, headers)
+
+    for handler in (completing, chatting):
+        async with answering(handler) as stub, await connect(stub) as backend:
+            assert not backend.capabilities.logprobs
+            assert not backend.capabilities.confidence
+
+
+@pytest.mark.parametrize("field_name", ["max_tokens", "max_completion_tokens"])
+async def test_a_model_that_thinks_first_can_be_connected_to(field_name: str) -> None:
+    def thinking(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        if path != "/v1/chat/completions":
+            return chat_only(path, body, headers)
+        if field_name not in body:
+            return 400, {"error": {"message": f"use {field_name}"}}
+        if (budget := body[field_name]) >= 100:
+            return chat(body)
+        silent = {"message": {"content": "", "reasoning_content": "Hm"}, "finish_reason": "length"}
+        choices = [{"index": row, **silent} for row in range(body.get("n", 1))]
+        return 200, {"choices": choices, "usage": {"completion_tokens": budget * len(choices)}}
+
+    async with answering(thinking) as stub, await connect(stub) as backend:
+        start = await backend.begin(QUESTION, max_tokens=200, params=PLAIN)
+        ((row,),) = await backend.rollout([start], 1, seed=0)
+        assert row.text
+        assert stub.asked[-1][1][field_name] == 200
+
+
+async def test_seeds_are_as_wide_as_a_server_takes_them() -> None:
+    def narrow(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        if body.get("seed", 0) + body.get("n", 1) > 2**31:
+            return 400, {"error": {"message": "seed must fit into 32 bits"}}
+        return completions_only(path, body, headers)
+
+    for handler, width in ((narrow, 31), (completions_only, 53)):
+        async with answering(handler) as stub, await connect(stub) as backend:
+            assert backend.capabilities.seed
+            known = len(stub.asked)
+            start = await backend.begin(QUESTION, max_tokens=10, params=PLAIN)
+            first = await backend.rollout([start] * 20, 3, seed=1)
+            assert first == await backend.rollout([start] * 20, 3, seed=1)
+            seeds = [body["seed"] for _, body in stub.asked[known:]]
+            assert len(set(seeds)) == 20
+            assert 2 ** (width - 2) < max(seeds) < 2**width
+
+
+async def test_a_request_has_as_many_rows_as_a_server_gives() -> None:
+    for most in (1, 2, 8, 128):
+
+        def limited(path: str, body: Mapping[str, Any], headers: Mapping[str, str], most: int = most) -> Answer:
+            if body.get("n", 1) > most:
+                return 400, {"error": {"message": f"n is at most {most}"}}
+            return completions_only(path, body, headers)
+
+        async with answering(limited) as stub, await connect(stub) as backend:
+            start = await backend.begin(QUESTION, max_tokens=10, params=PLAIN)
+            known = len(stub.asked)
+            assert len(await backend.extend(start, 16, tokens=10, seed=1)) == 16
+            assert len(stub.asked) - known == -(-16 // most)
+
+
+async def test_a_server_that_gives_all_rows_one_seed_is_asked_for_each() -> None:
+    def alike(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        if path != "/v1/completions":
+            return completions_only(path, body, headers)
+        (text,) = texts({**body, "n": 1})
+        choices = [{"index": row, "text": text, "finish_reason": "stop"} for row in range(body.get("n", 1))]
+        return 200, {"choices": choices, "usage": {"completion_tokens": len(choices)}}
+
+    async with answering(alike) as stub, await connect(stub) as backend:
+        start = await backend.begin(QUESTION, max_tokens=10, params=PLAIN)
+        assert len({state.text for state in await backend.extend(start, 6, tokens=10, seed=1)}) == 6
+
+
+class Unseeded(ScriptedModel):
+    """A model whose server does not look at seeds."""
+
+    async def draw(self, prompt: Sequence[int], seeds: Sequence[int], **options: Any) -> list[Drawn]:
+        """Draw one row for each seed, whatever it is."""
+        return await super().draw(prompt, [random.getrandbits(60) for _ in seeds], **options)
+
+
+@pytest.mark.parametrize("profile", ["vllm", "completions", "chat"])
+async def test_seeds_that_a_server_ignores_are_not_promised(profile: Any) -> None:
+    answers = [" ".join(str(random.Random(i).random())) for i in range(50)]
+    for model, promised in ((Unseeded(answers), False), (ScriptedModel(answers), True)):
+        with FakeServer(model, profile=profile) as server:
+            async with await connect_fake(server) as backend:
+                assert backend.capabilities.seed == promised
+
+
+@pytest.mark.parametrize(
+    ("refused", "sent"),
+    [
+        (set(), {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1, "min_p": 0, "top_k": 0}),
+        ({"min_p"}, {"presence_penalty": 0, "frequency_penalty": 0}),
+        ({"min_p", "presence_penalty"}, {}),
+    ],
+)
+@pytest.mark.parametrize("handler", [completions_only, chat_only])
+async def test_parameters_with_other_defaults_are_set_where_a_server_takes_them(
+    handler: Handler, refused: set[str], sent: dict[str, float]
+) -> None:
+    def picky(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        if unknown := refused & body.keys():
+            return 400, {"error": {"message": f"unknown: {unknown}"}}
+        return handler(path, body, headers)
+
+    async with answering(picky) as stub, await connect(stub) as backend:
+        start = await backend.begin(QUESTION, max_tokens=10, params=PLAIN)
+        await backend.rollout([start], 2, seed=1)
+        names = ("presence_penalty", "frequency_penalty", "repetition_penalty", "min_p", "top_k")
+        assert {name: stub.asked[-1][1][name] for name in names if name in stub.asked[-1][1]} == sent
+
+
+async def test_top_k_is_minus_one_where_zero_is_refused() -> None:
+    def other(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        return (400, {"detail": "top_k"}) if body.get("top_k") == 0 else completions_only(path, body, headers)
+
+    async with answering(other) as stub, await connect(stub) as backend:
+        start = await backend.begin(QUESTION, max_tokens=10, params=PLAIN)
+        await backend.rollout([start], 1, seed=1)
+        assert stub.asked[-1][1]["top_k"] == -1
+
+
+class Shifted(ScriptedModel):
+    """A model whose server tells something else than log-probabilities of draws."""
+
+    shift = -30.0
+
+    async def draw(self, prompt: Sequence[int], seeds: Sequence[int], **options: Any) -> list[Drawn]:
+        """Draw rows, and shift what is told of them."""
+        rows = await super().draw(prompt, seeds, **options)
+        for row in rows:
+            row.steps = row.steps and [
+                tuple(entry._replace(logprob=entry.logprob + self.shift) for entry in step) for step in row.steps
+            ]
+        return rows
+
+
+async def test_logits_are_not_taken_for_log_probabilities() -> None:
+    for shift, logprobs, score in ((-30.0, False, False), (-0.1, True, False), (-0.001, True, True)):
+        model = Shifted(SCRIPT)
+        model.shift = shift
+        with FakeServer(model) as server:
+            async with await connect_fake(server) as backend:
+                known = backend.capabilities
+                assert (known.logprobs, known.confidence, known.score) == (logprobs, logprobs, score)
+                if not logprobs:
+                    with pytest.raises(CapabilityError):
+                        await backend.begin(QUESTION, max_tokens=8, params=SamplingParams(confidence=True))
+
+
+# What fails and can be done without
+
+PAGE: Answer = (200, "<!doctype html><title>Sign in</title>")
+FORBIDDEN: Answer = (403, {"error": {"message": "not for you"}})
+BROKEN: Answer = (500, {"error": {"message": "not implemented"}})
+
+
+@pytest.mark.parametrize(
+    ("handler", "continues"),
+    [
+        (but(completions_only, "/tokenize", PAGE), True),
+        (but(completions_only, "/tokenize", FORBIDDEN), True),
+        (but(completions_only, "/tokenize", BROKEN), True),
+        (but(completions_only, "/v1/models", FORBIDDEN), True),
+        (but(completions_only, "/v1/models", PAGE), True),
+        (but(completions_only, "/v1/completions", BROKEN, having="logprobs"), True),
+        (but(completions_only, "/v1/completions", BROKEN, having="n"), True),
+        (but(completions_only, "/v1/completions", FORBIDDEN, having="seed"), True),
+        (but(chat_only, "/v1/completions", BROKEN), False),
+        (but(chat_only, "/v1/completions", FORBIDDEN), False),
+        (but(chat_only, "/v1/completions", PAGE), False),
+    ],
+)
+async def test_what_fails_and_is_not_needed_is_warned_of_and_done_without(
+    handler: Handler, continues: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with answering(handler) as stub, await connect(stub) as backend:
+        assert backend.capabilities.continue_prefix == continues
+        start = await backend.begin(QUESTION, max_tokens=10, params=PLAIN)
+        ((row, *_),) = await backend.rollout([start], 4, seed=1)
+        assert row.text
+    warnings = {record.getMessage() for record in caplog.records if record.levelno == logging.WARNING}
+    assert any("going on without what failed" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((401, {"error": {"message": "who are you"}}), r"401.*check the key"),
+        (BROKEN, r"500: not implemented.*api='completions' or api='chat' asks in one way only"),
+        (PAGE, r"no JSON but.*with /v1"),
+    ],
+)
+async def test_a_server_that_fails_altogether_is_told_as_it_failed(answer: Answer, message: str) -> None:
+    async with answering(lambda path, body, headers: answer) as stub:
+        with pytest.raises(EndpointError, match=message) as caught:
+            await connect(stub)
+        assert "/v1/completions" in str(caught.value)
+        assert not caught.value.retryable
+
+
+async def test_a_server_that_is_overloaded_is_not_asked_on() -> None:
+    async with answering(lambda path, body, headers: (503, {"error": {"message": "later"}})) as stub:
+        with pytest.raises(EndpointError, match=r"503: later.*gave up after 3 tries"):
+            await connect(stub)
+        assert len(stub.asked) == 3
+
+
+# What servers are told, and what they say
+
+
+async def test_keys_that_a_server_repeats_are_cut_out() -> None:
+    user, password = "somebody-here", "hunter2-hunter2"
+    repeated = [
+        lambda header: (200, f"bad header: {header}"),
+        lambda header: (401, {"error": {"message": f"bad header {header}"}}),
+        lambda header: (401, {"detail": f"{user} may not, with {password}"}),
+        lambda header: (200, {"choices": [{"index": 0, "text": "", "finish_reason": header}], "data": []}),
+        lambda header: (500, {"error": {"message": "x" * 40 + header}}),
+        lambda header: (302, {"error": {"message": header}}),
+    ]
+    for repeat in repeated:
+        async with answering(lambda path, body, headers, repeat=repeat: repeat(headers["authorization"])) as stub:  # type: ignore[misc]
+            with pytest.raises(BackendError) as with_key:
+                await connect(stub, api_key=KEY)
+            address = stub.base_url.replace("//", f"//{user}:{password}@")
+            with pytest.raises(BackendError) as with_password:
+                await OpenAIBackend.connect("m", address, retries=QUICK)
+        assert KEY[:12] not in everything_said(with_key.value)
+        said = everything_said(with_password.value)
+        encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
+        assert not [secret for secret in (user, password, encoded[:20]) if secret in said]
+
+
+async def test_what_a_server_says_of_its_answer_is_cleaned_and_short() -> None:
+    def strange(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        return 200, {"choices": [{"index": 0, "text": "x", "finish_reason": f"{KEY} " * 200}], "data": []}
+
+    async with answering(strange) as stub:
+        client = Client(stub.base_url, api_key=SecretStr(KEY), key_hint="", retries=ONCE, timeout=5.0)
+
+        def read(answer: Any) -> None:
+            from backends.endpoints.client import Malformed
+
+            raise Malformed(f"it ended by {answer['choices'][0]['finish_reason']!r}")
+
+        with pytest.raises(EndpointError, match="cannot be used: it ended by") as caught:
+            await client.post("/completions", {}, read)
+        await client.aclose()
+    assert KEY not in everything_said(caught.value)
+    assert len(str(caught.value)) < 800
+
+
+async def test_a_key_that_no_header_can_hold_is_refused_without_showing_it() -> None:
+    for key in (KEY + "\n", "sk-sécret"):
+        with pytest.raises(BackendError, match="no header can hold") as caught:
+            await OpenAIBackend.connect("m", "http://127.0.0.1:9/v1", api_key=key)
+        assert key not in everything_said(caught.value)
+
+
+async def test_other_servers_are_not_told_whose_customer_one_is_of_openai(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Own: own-1")
+    told: list[str] = []
+
+    def listening(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        told.extend([*headers, *headers.values()])
+        return completions_only(path, body, headers)
+
+    async with answering(listening) as stub, await connect(stub):
+        pass
+    assert not {"authorization", "openai-organization", "openai-project", "org-1", "proj-1", "own-1"} & set(told)
+    client = Client("https://api.openai.com/v1", api_key=None, key_hint="", retries=ONCE, timeout=1.0)
+    sdk = client._sdk()
+    assert sdk.default_headers["OpenAI-Organization"] == "org-1"
+    await sdk.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "urls"),
+    [
+        ("m", "m", []),
+        ("org/model@1.5", "org/model@1.5", []),
+        ("@cf/meta/llama", "@cf/meta/llama", []),
+        ("@cf/meta/llama@https://h/v1", "@cf/meta/llama", ["https://h/v1"]),
+        ("llama3:8b@HTTP://h:80/v1", "llama3:8b", ["HTTP://h:80/v1"]),
+        ("m@http://a/v1, http://u:p@b/v1", "m", ["http://a/v1", "http://u:p@b/v1"]),
+    ],
+)
+def test_models_and_addresses_are_told_apart(name: str, model: str, urls: list[str]) -> None:
+    assert addresses.split(name) == (model, urls)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "m@u:sw0rd@h:8000/v1",
+        "m@u:sw0/sw0rd@h",
+        "m@h:8000/v1",
+        "@h:8000/v1",
+        "m@h/v1",
+        "m@//u:sw0rd@h/v1",
+        "m@ftp://u:sw0rd@h",
+        "m@http:/u:sw0rd@h",
+        "m@http://u:sw0/sw0rd@h:9/v1",
+        "m@http://u:80/sw0rd@h:9/v1",
+        "m@http://u:sw0#sw0rd@h:9/v1",
+        "m@http://u:sw0?sw0rd@h:9/v1",
+        "m@http://a/v1,http://u:sw0/sw0rd@h/v1",
+        "m@http://u:sw0,sw0rd@h/v1",
+    ],
+)
+async def test_what_may_be_meant_as_an_address_is_no_model(name: str) -> None:
+    for kind in ("vllm", "openai", "vlmm"):
+        with pytest.raises(UnknownModelError) as caught:
+            await backends.connect(f"{kind}/{name}")
+        assert "sw0" not in everything_said(caught.value)
+    with pytest.raises(UnknownModelError, match="allowed: MODEL@http://HOST:PORT/v1"):
+        backends.load(f"vllm/{name}")
+
+
+async def test_half_a_character_in_a_prompt_is_the_prompts_fault() -> None:
+    async def draw(backend: OpenAIBackend) -> None:
+        start = await backend.begin("What \ud83d?", max_tokens=8, params=PLAIN)
+        await backend.rollout([start], 1, seed=0)
+
+    for profile in ("vllm", "completions", "chat"):
+        with FakeServer(ScriptedModel(SCRIPT), profile=profile) as server:
+            async with await connect_fake(server) as backend:
+                asked = server.records.total
+                with pytest.raises(PromptError, match="half of a surrogate pair"):
+                    await draw(backend)
+                assert server.records.total == asked
+
+
+async def test_json_that_is_nested_without_end_is_no_answer() -> None:
+    def nested(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        return 200, b"[" * 200_000
+
+    async with answering(nested) as stub:
+        with pytest.raises(EndpointError, match="not valid JSON"):
+            await connect(stub)
+
+
+# Time
+
+
+async def test_a_try_ends_in_its_time_however_slowly_a_server_sends() -> None:
+    tries: list[asyncio.Task[Any] | None] = []
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tries.append(asyncio.current_task())
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n")
+            while not reader.at_eof():
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    policy = RetryPolicy(attempts=2, first_delay=0.001, deadline=None)
+    with pytest.raises(EndpointError, match=r"no answer within 0.1 s \(gave up after 2 tries"):
+        async with asyncio.timeout(10):
+            await OpenAIBackend.connect("m", f"http://127.0.0.1:{port}/v1", timeout=0.1, retries=policy)
+    assert len(tries) == 2
+    await asyncio.wait([task for task in tries if task is not None], timeout=10)
+    server.close()
+    await server.wait_closed()
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+async def test_a_cancelled_connection_leaves_nothing_behind(servers: int) -> None:
+    with contextlib.ExitStack() as stack:
+        fakes = [
+            stack.enter_context(
+                FakeServer(ScriptedModel(SCRIPT), faults=FaultPlan.when(lambda asked: asked.index == 3, "hang"))
+            )
+            for _ in range(servers)
+        ]
+        fakes[0].faults = None if servers > 1 else fakes[0].faults
+        name = f"vllm/scripted@{','.join(fake.base_url for fake in fakes)}"
+        work = asyncio.create_task(backends.connect(name, timeout=30))
+        await asyncio.to_thread(fakes[-1].records.wait, lambda records: records.active == 1 and records.total == 4)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        for fake in fakes:
+            await asyncio.to_thread(fake.wait_idle)
+        assert fakes[-1].records.aborted == 1
+
+
+async def test_a_server_of_several_that_fails_has_the_others_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[OpenAIBackend] = []
+    make = OpenAIBackend.__init__
+
+    def noted(self: OpenAIBackend, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        opened.append(self)
+
+    monkeypatch.setattr(OpenAIBackend, "__init__", noted)
+
+    def failing(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        return (402, {"error": {"message": "pay first"}}) if opened else (503, {"error": {"message": "wait"}})
+
+    patient = RetryPolicy(attempts=10_000, first_delay=0.01, longest_delay=0.01, deadline=10.0)
+    async with answering(completions_only) as good, answering(failing) as bad:
+        with pytest.raises(EndpointError, match="402: pay first"):
+            await backends.connect(f"vllm/m@{good.base_url},{bad.base_url}", retries=patient)
+        (backend,) = opened
+        with pytest.raises(BackendClosedError):
+            await backend.begin(QUESTION, max_tokens=8, params=PLAIN)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, WithJsonSchema
 
 from ets_agent.results import Result, StepTrace, Usage
+
+_JSON_REWARD = {"anyOf": [{"type": "number"}, {"const": "-Infinity"}]}
+"""A reward may be minus infinity, for which JSON has no number."""
 
 
 class GuidedAnswer(BaseModel):
@@ -23,7 +26,7 @@ class GuidedAnswer(BaseModel):
     that end in this answer (the same text, where no answer is read), by their weights, averaged over the steps. It
     says how much the search agreed with itself under this reward. It is no probability of being right: a model that
     is wrong in one way gets high confidence, too. None where nothing was weighed."""
-    reward: float | None
+    reward: Annotated[float, WithJsonSchema(_JSON_REWARD, mode="serialization")] | None
     """The reward of the response; None where there was no verdict."""
     cut_short: bool
     """Whether a deadline or token budget ended the search; this is then the best answer that there was."""

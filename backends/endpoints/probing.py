@@ -121,7 +121,7 @@ async def _by_tokens(server: Server, context: int | None) -> Dialect | None:
     probe = await server.asked("//tokenize", {"prompt": PROBE, "add_special_tokens": False}, replies.tokens)
     chat = await server.understands("//tokenize", {"messages": [{"role": "user", "content": _TEXT}]}, replies.tokens)
     if mode is None:
-        server.lacks.append("it gives no log-probabilities, so neither ETS-IS nor confidence is possible")
+        server.lacks.append("it gives no log-probabilities, or others than its scores, so there is no ETS-IS")
     elif not score:
         server.lacks.append("its scores of given tokens are not those of draws, so it cannot be ETS-IS's reference")
     return TokenDialect(

@@ -8,6 +8,7 @@ import typer
 
 from ets_agent import __version__
 from ets_agent.cli.evaluate import evaluate_command
+from ets_agent.cli.mcp import mcp_command
 from ets_agent.cli.models import models_command
 from ets_agent.cli.output import emit
 from ets_agent.cli.rewards import rewards_command
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("solve")(solve_command)
 app.command("eval")(evaluate_command)
 app.command("trace")(trace_command)
+app.command("mcp")(mcp_command)
 app.command("models")(models_command)
 app.command("rewards")(rewards_command)
 

@@ -110,6 +110,8 @@ def check(function: Callable[..., Any], arguments: Mapping[str, Any], *, keyword
 def schemas(function: Callable[..., Any], description: str, *, keyword_only: bool = False) -> dict[str, dict[str, Any]]:
     """Return JSON schemas of the parameters of a constructor, those left out whose type has nothing to do with JSON.
 
+    What has no type may be anything.
+
     With ``keyword_only``, the function is no constructor but a judge, whose keyword-only parameters are arguments.
 
     Args:
@@ -140,7 +142,9 @@ def _schema(annotation: Any) -> dict[str, Any] | None:
         # Of a choice, what JSON cannot say is left out, such as a function in place of its name.
         ignored_warning_kinds = {"skipped-choice"}  # noqa: RUF012 - so declared by pydantic
 
-    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+    if annotation is inspect.Parameter.empty:
+        return {}
+    if isinstance(annotation, str):
         return None
     try:
         return _adapter(annotation).json_schema(schema_generator=Quiet)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, WithJsonSchema
 
 from ets_agent.results import Result, StepTrace, Usage
+from rewards import canonical
 
 _JSON_REWARD = {"anyOf": [{"type": "number"}, {"const": "-Infinity"}]}
 """A reward may be minus infinity, for which JSON has no number."""
@@ -23,9 +26,10 @@ class GuidedAnswer(BaseModel):
     """The whole response."""
     confidence: float | None
     """The share of weight behind the answer, 0 to 1: of all complete responses by which candidates were judged, those
-    that end in this answer (the same text, where no answer is read), by their weights, averaged over the steps. It
-    says how much the search agreed with itself under this reward. It is no probability of being right: a model that
-    is wrong in one way gets high confidence, too. None where nothing was weighed."""
+    that end in this answer (the same text, where no answer is read), by their weights, averaged over the steps. How
+    an answer is written does not matter as far as `rewards.canonical` sees through it, as in 0.5 and 1/2. It says how
+    much the search agreed with itself under this reward. It is no probability of being right: a model that is wrong in
+    one way gets high confidence, too. None where nothing was weighed."""
     reward: Annotated[float, WithJsonSchema(_JSON_REWARD, mode="serialization")] | None
     """The reward of the response; None where there was no verdict."""
     cut_short: bool
@@ -63,14 +67,20 @@ class GuidedAnswer(BaseModel):
 
 def confidence(result: Result) -> float | None:
     """Return the share of weight behind a result's answer, averaged over the steps; see `GuidedAnswer.confidence`."""
-    shares = [_share(step, result) for step in result.steps if any(step.weights)]
+    wanted = result.text if result.answer is None else canonical(result.answer)
+
+    @cache  # Of hundreds of rollouts, most end in one of a few answers.
+    def counts(text: str, answer: str | None) -> bool:
+        return text == wanted if result.answer is None else answer is not None and canonical(answer) == wanted
+
+    shares = [_share(step, counts) for step in result.steps if any(step.weights)]
     return min(1.0, sum(shares) / len(shares)) if shares else None
 
 
-def _share(step: StepTrace, result: Result) -> float:
+def _share(step: StepTrace, counts: Callable[[str, str | None], bool]) -> float:
     return sum(
         weight * rollout.share
         for weight, rollouts in zip(step.weights, step.rollouts, strict=True)
         for rollout in rollouts
-        if (rollout.text == result.text if result.answer is None else rollout.answer == result.answer)
+        if counts(rollout.text, rollout.answer)
     )

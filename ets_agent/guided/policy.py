@@ -13,6 +13,7 @@ import rewards
 from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError
 from ets_agent.guided.request import EFFORTS, GuidedRequest, RequestError
+from ets_agent.guided.strict import sayable
 from rewards import RewardError, RewardSpec
 
 DEFAULT_REWARDS = ("self_consistency", "json_schema", "regex", "similarity")
@@ -41,7 +42,8 @@ class RewardOffer:
     Attributes:
         name: What agents call it.
         reward: What it is: a registered reward's name, a mapping with the name and arguments that callers cannot
-            change, or a reward. By default the registered reward called ``name``.
+            change, both of which are built for each run and closed after it, or a reward, which all runs share. By
+            default the registered reward called ``name``.
         arguments: Names of the arguments that callers may give. By default, for a built-in reward given by name alone,
             those that are about the task: tests, a schema, a pattern, a rubric; otherwise none.
         description: What agents are told of it; by default what the reward says of itself.
@@ -57,8 +59,12 @@ class RewardOffer:
         if self.arguments and self._registered is None:
             raise ConfigError(f"reward {self.name!r} is no registered reward, so callers cannot give arguments")
         if self._registered is not None:
-            known = rewards.describe(self._registered[0])  # RewardSpecError where there is none of this name
-            takes = {re.split("[:=]", parameter)[0].strip("* ") for parameter in known.parameters}
+            registered, fixed = self._registered
+            twice = [name for name in self.arguments or () if name in fixed]
+            if twice:
+                raise ConfigError(f"reward {self.name!r} has a fixed {twice[0]!r}, so callers cannot give it")
+            known = rewards.describe(registered)  # RewardSpecError where there is none of this name
+            takes = {re.split("[:=]", parameter)[0].strip("* ") for parameter in known.parameters} - {"name"}
             unknown = [name for name in self.arguments or () if name not in takes]
             if unknown:
                 allowed = ", ".join(sorted(takes)) or "none"
@@ -90,8 +96,8 @@ class RewardOffer:
         known = rewards.argument_schemas(self._registered[0])
         return {name: known.get(name, {}) for name in self.caller_arguments}
 
-    def build(self, given: Mapping[str, Any]) -> RewardSpec:
-        """Return the reward with a caller's arguments.
+    def spec(self, given: Mapping[str, Any]) -> RewardSpec:
+        """Return the reward with a caller's arguments, as whoever runs it builds it, and closes it afterwards.
 
         Raises:
             RequestError: An argument is not allowed.
@@ -107,19 +113,24 @@ class RewardOffer:
             return self.reward
         name, fixed = self._registered
         arguments = {key: self._plain(key, value) for key, value in given.items() if value is not None}
+        spec = {**fixed, **arguments, "name": name}  # In this order: no argument may turn it into another reward.
         try:
-            return rewards.build({"name": name, **fixed, **arguments})
+            rewards.build(spec)  # Only to see that it can be built: until it judges something, a reward holds nothing.
         except RewardError as error:
             raise RequestError(str(error)) from error
+        return spec
 
     def _plain(self, name: str, value: Any) -> Any:
-        """Return an object where it came as JSON text, as agents have to give it whose framework knows no free ones."""
-        if self.schemas.get(name, {}).get("type") == "object" and isinstance(value, str):
-            try:
-                return json.loads(value)
-            except (ValueError, RecursionError) as error:
-                raise RequestError(f"{name} of reward {self.name!r} is not valid JSON: {error}") from None
-        return value
+        """Return what came as JSON text because strict mode cannot say it, such as an object with free names."""
+        schema = self.schemas.get(name, {})
+        if not isinstance(value, str) or sayable(schema):
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError) as error:
+            if not {"type", "anyOf", "$ref"} & schema.keys():  # Of no known type, so text may be what was meant.
+                return value
+            raise RequestError(f"{name} of reward {self.name!r} is not valid JSON: {error}") from None
 
     @cached_property
     def _registered(self) -> tuple[str, dict[str, Any]] | None:
@@ -177,7 +188,7 @@ class Policy:
             RequestError: It is not on offer, or not with these arguments.
         """
         if request.reward is None:
-            return next(iter(self.offers.values())).build({})
+            return next(iter(self.offers.values())).spec({})
         try:
             name, arguments = rewards.parse(request.reward)
         except RewardError as error:
@@ -185,7 +196,7 @@ class Policy:
         offer = self.offers.get(name)
         if offer is None:
             raise RequestError(f"reward {name!r:.80} is not allowed here; allowed: {', '.join(self.offers)}")
-        return offer.build(arguments)
+        return offer.spec(arguments)
 
     def config(self, request: GuidedRequest, base: ETSConfig, *, one_step: bool) -> ETSConfig:
         """Return the settings that a request asks for.
@@ -200,7 +211,8 @@ class Policy:
         """
         given: dict[str, Any] = {} if request.settings is None else request.settings.model_dump(exclude_none=True)
         tokens = min(base.max_tokens, self.max_tokens) if request.max_tokens is None else request.max_tokens
-        seconds = self.max_seconds if request.timeout is None else request.timeout
+        limits = [limit for limit in (base.timeout, self.max_seconds) if limit is not None]
+        seconds = min(limits, default=None) if request.timeout is None else request.timeout
         try:
             config = base.replace(**self._effort(request, tokens, one_step=one_step), max_tokens=tokens)
             config = config.replace(**given, timeout=seconds)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from backends import Backend, Limiter, Metered, Prompt, TokenBudget
+from backends import Backend, CapabilityError, Limiter, Metered, Prompt, PromptError, TokenBudget
 from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError
 from ets_agent.guided.answer import GuidedAnswer
@@ -212,14 +212,14 @@ class GuidedReasoning:
         """Run the plan; what is wrong with the request itself is the caller's error."""
         left = None if plan.deadline is None else max(plan.deadline - time.monotonic(), 1e-3)
         try:
-            ets = self._sampler(plan)
-            async with aclosing(ets.stream(plan.prompt, reward=plan.reward, timeout=left)) as events:
+            async with self._sampler(plan) as ets, aclosing(ets.stream(plan.prompt, timeout=left)) as events:
                 async for event in events:
                     yield event
-        except (ConfigError, RewardError) as error:
+        except (ConfigError, RewardError, CapabilityError, PromptError) as error:
             raise RequestError(str(error)) from error
 
     def _sampler(self, plan: Plan) -> ETS:
+        """Return a sampler for this run alone, which closes the reward that it builds."""
         backend, proposal = self._models.backend, self._models.proposal
         if plan.token_budget is not None:
             budget = TokenBudget(plan.token_budget)

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from ets_agent.guided.policy import Policy, RewardOffer
 from ets_agent.guided.request import Effort, GuidedRequest
+from ets_agent.guided.strict import strict_schema
 
 TOOL_NAME = "guided_reasoning"
 
@@ -15,9 +16,6 @@ TOOL_DESCRIPTION = (
     "best supported one is returned with a confidence. Use it where a single guess may be wrong: arithmetic, logic, "
     "multi-step reasoning, structured output."
 )
-
-_KEPT = ("type", "enum", "description", "items", "anyOf")
-"""What strict mode understands of a schema, besides what is set below."""
 
 
 def tool_parameters(policy: Policy, *, strict: bool = True) -> dict[str, Any]:
@@ -28,24 +26,24 @@ def tool_parameters(policy: Policy, *, strict: bool = True) -> dict[str, Any]:
         strict: As OpenAI's strict mode has it: all parameters are required, and null is no answer; free objects, such
             as a JSON schema, are given as JSON text. Otherwise parameters may be left out.
     """
-    fields = GuidedRequest.model_json_schema()["properties"]
+    about = {name: field.description or "" for name, field in GuidedRequest.model_fields.items()}
     properties: dict[str, Any] = {
-        "question": {"type": "string", "description": fields["question"]["description"]},
+        "question": {"type": "string", "description": about["question"]},
         "reward": {
             "anyOf": [_offer(offer, strict=strict) for offer in policy.offers.values()],
-            "description": fields["reward"]["description"]
-            + f" By default {next(iter(policy.offers))}, without arguments.",
+            "description": "How answers are judged: an object with the reward's ``name`` and its arguments. By default "
+            f"{next(iter(policy.offers))}, without arguments.",
         },
         "effort": {
             "type": "string",
             "enum": list(get_args(Effort)),
-            "description": fields["effort"]["description"] + " By default medium.",
+            "description": about["effort"] + " By default medium.",
         },
         "max_tokens": {
             "type": "integer",
-            "description": f"{fields['max_tokens']['description']} At most {policy.max_tokens}.",
+            "description": f"{about['max_tokens']} At most {policy.max_tokens}.",
         },
-        "timeout": {"type": "number", "description": _timeout(fields["timeout"]["description"], policy)},
+        "timeout": {"type": "number", "description": _timeout(about["timeout"], policy)},
     }
     return _object(properties, required=["question"], strict=strict)
 
@@ -57,7 +55,8 @@ def _offer(offer: RewardOffer, *, strict: bool) -> dict[str, Any]:
     for name, schema in offer.schemas.items():
         if "default" not in schema:
             required.append(name)
-        properties[name] = _strict(schema) if strict else schema
+        # Definitions would not be found where references look for them, at the top of the whole schema.
+        properties[name] = strict_schema(schema) if strict or "$defs" in schema else schema
     return {**_object(properties, required=required, strict=strict), "description": offer.summary}
 
 
@@ -85,28 +84,6 @@ def _nullable(schema: Mapping[str, Any]) -> dict[str, Any]:
         return {**schema, "anyOf": [*others, null]}
     inner = {key: value for key, value in schema.items() if key != "description"}
     return {"anyOf": [inner, null], **({"description": schema["description"]} if "description" in schema else {})}
-
-
-def _strict(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what strict mode can say of an argument's schema; JSON text stands for what it cannot."""
-    if not _sayable(schema):
-        about = schema.get("description", "")
-        return {"type": "string", "description": f"{about} As JSON text.".strip()}
-    kept = {key: schema[key] for key in _KEPT if key in schema}
-    if "anyOf" in kept:
-        kept["anyOf"] = [_strict(branch) for branch in kept["anyOf"] if _sayable(branch)]
-    if "items" in kept:
-        kept["items"] = _strict(kept["items"])
-    return kept
-
-
-def _sayable(schema: Mapping[str, Any]) -> bool:
-    """Say whether strict mode can express a schema: everything has a type, and there are no free objects."""
-    if "anyOf" in schema:
-        return any(_sayable(branch) for branch in schema["anyOf"] if branch != {"type": "null"})
-    if schema.get("type") == "array":
-        return "prefixItems" not in schema and _sayable(schema.get("items", {}))
-    return schema.get("type") in {"string", "integer", "number", "boolean", "null"} or "enum" in schema
 
 
 def _timeout(description: str, policy: Policy) -> str:

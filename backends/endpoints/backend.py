@@ -24,15 +24,13 @@ from backends.base import (
     row_seeds,
 )
 from backends.endpoints.dialects import Dialect, Draw, EndpointState
+from backends.endpoints.scoring import Scoring
 from backends.errors import BackendError, CapabilityError, ContextLengthError, EndpointError
 from backends.limits import Limiter
 from backends.text import cut, settled
 from backends.tokenization import Tokenization
 
 _log = logging.getLogger(__name__)
-
-_SCORED_TOGETHER = 32
-"""Most rollouts that one request has scored."""
 
 _begun = itertools.count()
 """Numbers the responses of this process. Requests of those begun earlier go first: of many runs at once some end while
@@ -67,6 +65,7 @@ class EndpointBackend(BackendContext):
         self._dialect = dialect
         self._name = name
         self._limiter = limiter
+        self._scoring = Scoring(dialect, name=name, limiter=limiter)
 
     def __repr__(self) -> str:
         """Name the model; the connection, and with it the key, stays out."""
@@ -108,7 +107,7 @@ class EndpointBackend(BackendContext):
         begun = next(_begun)
         (encoded,) = await self._limiter.map(self._dialect.encode, [prompt], rank=begun)
         # A server scores a response of the whole budget only where it could draw one token more.
-        reserved = int(self._scores(params))
+        reserved = int(self._scoring.possible(params))
         if self._dialect.context is not None and len(encoded) + max_tokens + reserved > self._dialect.context:
             raise ContextLengthError(
                 f"the prompt has {len(encoded)} tokens and max_tokens is {max_tokens}; "
@@ -221,20 +220,12 @@ class EndpointBackend(BackendContext):
         """Return the log-probabilities of completions; see `backends.Backend.score`.
 
         Raises:
-            CapabilityError: The server does not score, or not under these sampling parameters.
+            CapabilityError: The server does not score, or not under these sampling parameters; or responses of the
+                model that drew the completions end otherwise than this one's.
         """
         self._dialect.check_open()
         own = [_own(state) for state in states]
-        for state in own:
-            self._check_scores(state.params)
-        chunks = [
-            (state, [c.token_ids for c in group[first : first + _SCORED_TOGETHER]])
-            for state, group in zip(own, completions, strict=True)
-            for first in range(0, len(group), _SCORED_TOGETHER)
-        ]
-        sums = await self._limiter.map(lambda chunk: self._score(*chunk), chunks, rank=_rank(own))
-        flat = iter([total for chunk in sums for total in chunk])
-        return [[next(flat) for _ in group] for group in completions]
+        return await self._scoring.score(own, completions, rank=_rank(own))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -274,39 +265,6 @@ class EndpointBackend(BackendContext):
         if params.greedy:  # There is no other; servers tell the plain one's even where they tell sampled ones.
             return 0.0
         return None if draw.logprobs is None else math.fsum(draw.logprobs)
-
-    def _scores(self, params: SamplingParams) -> bool:
-        """Whether the server scores given tokens under these parameters."""
-        return self.capabilities.score and (params.plain or self.capabilities.tempered_score)
-
-    def _check_scores(self, params: SamplingParams) -> None:
-        if self._scores(params):
-            return
-        if not self.capabilities.score:
-            raise CapabilityError(f"{self._name} cannot score given tokens")
-        raise CapabilityError(
-            f"{self._name} scores given tokens at temperature 1 without truncation only, not at temperature "
-            f"{params.temperature:g}, top_p {params.top_p:g}, top_k {params.top_k}"
-        )
-
-    async def _score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[float]:
-        """Return the log-probabilities of rollouts; no tokens have 0, and unknown ones minus infinity."""
-        asked = [place for place, rollout in enumerate(rollouts) if rollout]
-        totals = [0.0] * len(rollouts)
-        if not asked:
-            return totals
-        try:
-            scored = await self._dialect.score(state, [rollouts[place] for place in asked])
-        except EndpointError as error:
-            if "out of vocabulary" not in str(error):
-                raise
-            if len(asked) == 1:
-                totals[asked[0]] = -math.inf
-                return totals
-            return [(await self._score(state, [rollout]))[0] for rollout in rollouts]
-        for place, logprobs in zip(asked, scored, strict=True):
-            totals[place] = math.fsum(logprobs) if -math.inf not in logprobs else -math.inf
-        return totals
 
     async def _settled(self, requests: Sequence[_Request], *, rank: int) -> list[list[Draw] | EndpointError]:
         """Send requests at the same time; what failed is left as it is, unless all rows did."""

@@ -121,6 +121,10 @@ class LiteLLMDialect:
         """Refuse: text would be tokenized anew."""
         raise cannot_score(self._name)
 
+    async def ends(self, state: EndpointState, token: int) -> bool:
+        """Refuse, as `score` does."""
+        raise cannot_score(self._name)
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()

@@ -76,6 +76,10 @@ class WithoutTokens:
         """Refuse: text would be tokenized anew."""
         raise cannot_score(self.model)
 
+    async def ends(self, state: EndpointState, token: int) -> bool:
+        """Refuse, as `score` does."""
+        raise cannot_score(self.model)
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self.client.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +25,8 @@ from backends.endpoints.dialects import (
 from backends.errors import CapabilityError, EndpointError, PromptError
 from backends.text import stop_end
 from backends.tokenization import Tokenization
+
+_log = logging.getLogger(__name__)
 
 SMALLEST_TEMPERATURE = 0.01
 """vLLM raises smaller ones to this."""
@@ -127,6 +130,26 @@ class TokenDialect:
             "prompt_logprobs": 0,
         }
         return await self.client.post("/completions", body, lambda answer: replies.prompt_logprobs(answer, rollouts))
+
+    async def ends(self, state: EndpointState, token: int) -> bool:
+        """Whether the server stops where it has to draw this token; see `Dialect.ends`."""
+        body = {
+            "model": self.model,
+            "prompt": _ids(state),
+            "max_tokens": 2,
+            "allowed_token_ids": [token],
+            "return_token_ids": True,
+        }
+        try:
+            (drawn,) = await self.client.post(
+                "/completions", body, lambda answer: replies.completions(answer, 1, budget=2, logprobs=False, ids=True)
+            )
+        except EndpointError as error:
+            if error.status not in {400, 422}:
+                raise
+            _log.debug("whether token %d ends a response of %s is not known: %s", token, self.model, error)
+            return True
+        return drawn.token_ids != (token, token)
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -120,6 +120,10 @@ class Dialect(Protocol):
         """Return the plain log-probability of each token of given continuations (nats) with one request."""
         ...
 
+    async def ends(self, state: EndpointState, token: int) -> bool:
+        """Whether a token ends a response, as far as one request tells; if it does not, it is taken to."""
+        ...
+
     async def aclose(self) -> None:
         """Close the connections; harmless when called twice."""
         ...

@@ -10,6 +10,7 @@ import pytest
 
 from backends import CapabilityError, ContextLengthError, EndpointError, SamplingParams, State
 from backends.endpoints.decoding import Detokenizer
+from backends.errors import TokenizerMismatchError
 from backends.openai import OpenAIBackend
 from backends.retries import RetryPolicy
 from ets_agent import ETS
@@ -322,6 +323,25 @@ async def test_a_response_that_uses_its_whole_budget_can_be_scored() -> None:
                 await backend.begin(QUESTION, max_tokens=most + 1, params=PLAIN)
             # Where nothing can be scored, nothing is kept back.
             await backend.begin(QUESTION, max_tokens=most + 1, params=SamplingParams(temperature=0.5))
+
+
+async def test_a_proposal_whose_responses_end_otherwise_is_refused() -> None:
+    reference, proposal = ScriptedModel({"a b c": 1.0, "a d": 1.0}), ScriptedModel({"a b c": 1.0, "a d": 3.0})
+    with FakeServer(reference) as one, FakeServer(proposal) as other:
+        async with await connect(one) as scores, await connect(other) as drawing:
+            ets = ETS(scores, "self_consistency", drawing, block_size=1, num_candidates=3, max_tokens=8)
+            asked = len(draws(one))
+            await ets.complete(QUESTION, seed=0)
+            assert sum("allowed_token_ids" in body for body in draws(one)[asked:]) == 1, "it is asked for once"
+        reference.end_ids = frozenset({1})
+        async with await connect(one) as scores, await connect(other) as drawing:
+            ets = ETS(scores, "self_consistency", drawing, block_size=1, num_candidates=3, max_tokens=8)
+            for _ in range(2):
+                with pytest.raises(TokenizerMismatchError, match="ends responses with token 0, which ends none of"):
+                    await ets.complete(QUESTION, seed=0)
+            # A stop string ends with any token.
+            result = await ets.complete(QUESTION, seed=0, stop=["never"])
+            assert result.text in {"a b c", "a d"}
 
 
 async def test_text_and_chat_servers_are_told_what_they_may_have_other_defaults_for() -> None:

@@ -140,12 +140,23 @@ class Answers:
         self, prompt: list[int], request: Generation, sampling: Sampling, budget: int, top: int | None
     ) -> list[Drawn]:
         count = 1 if self.profile.n == "ignored" else request.count
+        if request.allowed_token_ids is not None:
+            return [self._forced(request.allowed_token_ids[0], budget)] * count
         # As in vLLM, row k has the seed's k-th successor.
         first = random.getrandbits(64) if request.seed is None else request.seed
         seeds = range(first, first + count)
         return await self.model.draw(
             prompt, seeds, sampling=sampling, max_tokens=budget, top=top, processed=self.processed
         )
+
+    def _forced(self, token: int, budget: int) -> Drawn:
+        """Return a row where only one token may be drawn; its log-probabilities are not told."""
+        if token >= self.model.vocabulary_size:
+            raise ApiError(400, f"allowed_token_ids contains out-of-vocab token id {token}!", param="allowed_token_ids")
+        if token in self.model.end_ids:
+            return Drawn(token_ids=[token], text="", finish_reason="stop")
+        ids = [token] * budget
+        return Drawn(token_ids=ids, text=self.model.decode(ids, skip_special=True), finish_reason="length")
 
     def _prompts(self, request: CompletionRequest) -> list[tuple[list[int], str]]:
         """Return each prompt's tokens, inside the vocabulary and not too many, and its text where it is echoed."""

@@ -23,7 +23,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
 }
 _UNSUPPORTED = (
-    "allowed_token_ids", "bad_words", "best_of", "frequency_penalty", "ignore_eos", "length_penalty", "logit_bias",
+    "bad_words", "best_of", "frequency_penalty", "ignore_eos", "length_penalty", "logit_bias",
     "logprob_token_ids", "min_tokens", "presence_penalty", "prompt_embeds", "repetition_penalty", "response_format",
     "structured_outputs", "suffix", "tool_choice", "tools", "truncate_prompt_tokens", "use_beam_search",
 )  # fmt: skip
@@ -48,6 +48,7 @@ class Generation(_Body):
     min_p: float | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    allowed_token_ids: list[_Id] | None = None
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     prompt_logprobs: int | None = None
@@ -106,6 +107,8 @@ class Generation(_Body):
             value = (self.model_extra or {}).get(name)
             if value and value not in _NEUTRAL.get(name, ()):
                 raise ApiError(400, f"the fake server does not do {name}", param=name)
+        if self.allowed_token_ids is not None and len(self.allowed_token_ids) != 1:
+            raise ApiError(400, "the fake server draws from one allowed token or from all", param="allowed_token_ids")
         if self.prompt_logprobs is not None and self.prompt_logprobs < -1:
             message = "`prompt_logprobs` must be a positive value or -1."
             raise _bad("prompt_logprobs", message, self.prompt_logprobs)

@@ -113,6 +113,38 @@ async def test_characters_that_two_requests_share_come_out_whole(reference: Back
                 assert QUESTION not in completion.text
 
 
+async def test_stop_strings_are_looked_for_in_the_answer_alone(reference: Backend, local: Any) -> None:
+    # After half a character, vLLM tells the question's text with the answer's, and would stop at what it finds there.
+    ids = tuple(local._tokenizer("4 日", add_special_tokens=False)["input_ids"])[:-1]
+    params = SamplingParams(stop=("Ada", "* "))
+    start = await reference.begin(QUESTION, max_tokens=40, params=params)
+    twin = await local.begin(QUESTION, max_tokens=40, params=params)
+    (within,) = reference.adopt(start, [State(text="4 ", num_tokens=len(ids), token_ids=ids)])
+    (rows,) = await reference.rollout([within], 16, seed=1)
+    (scores,) = await local.score(local.adopt(twin, [within]), [rows])
+    assert [row.logprob for row in rows] == pytest.approx(scores, abs=NATS), "tokens after a stop string do not count"
+    for row in rows:
+        whole = local._tokenizer.decode([*ids, *row.token_ids], skip_special_tokens=True)
+        before = local._tokenizer.decode([*ids, *row.token_ids[:-1]], skip_special_tokens=True)
+        assert not any(stop in before for stop in params.stop)
+        assert row.text == min((whole.split(stop)[0] for stop in params.stop), key=len)
+    assert any(len(row.token_ids) > 1 for row in rows)
+
+
+async def test_special_tokens_are_left_out_of_adopted_texts(reference: Backend, local: Any) -> None:
+    params = SamplingParams(temperature=1.0)
+    start = await reference.begin(QUESTION, max_tokens=40, params=params)
+    twin = await local.begin(QUESTION, max_tokens=40, params=params)
+    four, day = (local._tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("4 ", "日本"))
+    special = local._tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    for ids in ([*four, special, *day], [*four, special, *day[:-1]], [*four, special]):
+        (own,) = local.adopt(twin, [State(text="", num_tokens=len(ids), token_ids=tuple(ids))])
+        (rows,) = await reference.rollout(reference.adopt(start, [own]), 4, seed=1)
+        for row in rows:
+            assert row.text.startswith(own.text)
+            assert row.text == local._tokenizer.decode([*ids, *row.token_ids], skip_special_tokens=True)
+
+
 async def answers(backend: Backend, method: str, proposal: Backend | None = None) -> EvalReport:
     config = ETSConfig.build(block_size=16, max_tokens=64)
     report = await evaluate(

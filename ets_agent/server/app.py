@@ -1,0 +1,178 @@
+"""The application: which address does what, and who may ask."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ets_agent import __version__
+from ets_agent.guided import GuidedReasoning
+from ets_agent.server import openapi
+from ets_agent.server.answering import Answering
+from ets_agent.server.asked import chat_asked, completion_asked
+from ets_agent.server.body import body_of
+from ets_agent.server.errors import ApiError, install
+from ets_agent.server.keys import Keys
+from ets_agent.server.limits import Admission, Limits
+from ets_agent.server.metrics import Measured, Metrics
+from ets_agent.server.replies import ChatCompletion, Completion, Health, Model, ModelList, Reward, RewardList
+from ets_agent.server.requests import ChatCompletionRequest, CompletionRequest, SamplingRequest
+from ets_agent.server.runs import Work
+from ets_agent.server.shapes import ChatShape, TextShape
+
+OPEN = "/healthz"
+"""The one address that needs no key."""
+
+
+def create_app(
+    reasoning: GuidedReasoning,
+    *,
+    keys: Keys | None = None,
+    limits: Limits | None = None,
+    names: Sequence[str] = (),
+) -> FastAPI:
+    """Return an application that answers as OpenAI's API does.
+
+    Args:
+        reasoning: Makes the answers, within its policy; it stays open when the application ends.
+        keys: The keys that let a caller in; without any, everybody is let in.
+        limits: What one caller may have.
+        names: Names of the model besides its own; the first one is what replies say.
+    """
+    keys, limits = keys or Keys(), limits or Limits()
+    models = list(dict.fromkeys([*names, reasoning.backend.name]))
+    metrics, work = Metrics(reasoning.places), Work()
+    answering = Answering(reasoning=reasoning, admission=Admission(limits), work=work, metrics=metrics, model=models[0])
+    app = FastAPI(
+        title="ets-agent",
+        version=__version__,
+        description="Guided sampling behind OpenAI's API.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.work = work
+    app.include_router(_answers(answering, models, limits))
+    app.include_router(_lists(reasoning, models, metrics))
+    install(app)
+    # What is added last is outermost: everything is counted, also those who are not let in.
+    app.add_middleware(Guarded, keys=keys)
+    app.add_middleware(Measured, metrics=metrics)
+    openapi.describe(app, models=models, policy=reasoning.policy, limits=limits, keys=keys, is_open=OPEN)
+    return app
+
+
+class Guarded:
+    """Middleware that lets nobody in without a key, wherever to, so that strangers do not learn what there is.
+
+    Args:
+        app: What is guarded.
+        keys: The keys.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        """Keep both."""
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Note who asks, or refuse."""
+        if scope["type"] == "http":
+            caller = self._keys.caller(dict(scope["headers"]).get(b"authorization"))
+            if caller is None and scope["path"] != OPEN:
+                error = ApiError(
+                    401,
+                    "no valid API key; send one as 'Authorization: Bearer KEY'",
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+                await error.response()(scope, receive, send)
+                return
+            scope.setdefault("state", {})["caller"] = caller
+        await self._app(scope, receive, send)
+
+
+def _answers(answering: Answering, models: Sequence[str], limits: Limits) -> APIRouter:
+    router = APIRouter()
+    policy = answering.reasoning.policy
+    read_chat = body_of(ChatCompletionRequest, max_bytes=limits.max_body, seconds=limits.body_seconds)
+    read_text = body_of(CompletionRequest, max_bytes=limits.max_body, seconds=limits.body_seconds)
+
+    @router.post(
+        "/v1/chat/completions",
+        responses=openapi.answers(ChatCompletion),
+        openapi_extra=openapi.body(ChatCompletionRequest),
+    )
+    async def create_chat_completion(request: Request) -> Response:
+        """Answer a chat, with guided sampling."""
+        body = await read_chat(request)
+        _check_model(body, models)
+        return answering.response(request, chat_asked(body, policy), ChatShape)
+
+    @router.post(
+        "/v1/completions", responses=openapi.answers(Completion), openapi_extra=openapi.body(CompletionRequest)
+    )
+    async def create_completion(request: Request) -> Response:
+        """Continue texts as they stand, with guided sampling."""
+        body = await read_text(request)
+        _check_model(body, models)
+        return answering.response(request, completion_asked(body), TextShape)
+
+    return router
+
+
+def _lists(reasoning: GuidedReasoning, models: Sequence[str], metrics: Metrics) -> APIRouter:
+    router = APIRouter()
+    created = int(time.time())
+    listed = {name: Model(id=name, created=created, owned_by="ets-agent") for name in models}
+
+    @router.get("/v1/models")
+    async def list_models() -> ModelList:
+        """List the model that is served, by all its names."""
+        return ModelList(data=list(listed.values()))
+
+    @router.get("/v1/models/{model:path}", responses=openapi.errors(404))
+    async def retrieve_model(model: str) -> Model:
+        """Tell about the model that is served."""
+        if model not in listed:
+            raise _no_model(model, models)
+        return listed[model]
+
+    @router.get("/v1/rewards")
+    async def list_rewards() -> RewardList:
+        """List the rewards that callers may ask for, with the arguments that they may give."""
+        first = next(iter(reasoning.policy.offers))
+        return RewardList(
+            data=[
+                Reward(id=name, description=offer.summary, default=name == first, arguments=offer.schemas)
+                for name, offer in reasoning.policy.offers.items()
+            ]
+        )
+
+    @router.get("/metrics", response_class=Response, responses=openapi.plain_text())
+    async def metrics_page() -> Response:
+        """Tell figures to Prometheus."""
+        return metrics.page()
+
+    @router.get(OPEN)
+    async def health() -> Health:
+        """Tell that the server is up."""
+        return Health()
+
+    return router
+
+
+def _check_model(body: SamplingRequest, models: Sequence[str]) -> None:
+    if body.model not in models:
+        raise _no_model(body.model, models)
+
+
+def _no_model(name: str, models: Sequence[str]) -> ApiError:
+    served: Any = ", ".join(models)
+    return ApiError(
+        404, f"no model {name!r:.200} is served here; allowed: {served}", param="model", code="model_not_found"
+    )

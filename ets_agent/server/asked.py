@@ -1,0 +1,193 @@
+"""Translates what callers sent into requests to `GuidedReasoning`, and refuses what would be misunderstood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ets_agent.guided import GuidedRequest, Policy
+from ets_agent.sampler import item_seeds
+from ets_agent.server.errors import ApiError
+from ets_agent.server.requests import ChatCompletionRequest, ChatRequestMessage, CompletionRequest, SamplingRequest
+
+_IGNORED = {
+    "metadata",
+    "parallel_tool_calls",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+}
+"""Fields of OpenAI's that change nothing about an answer."""
+
+_HARMLESS: Mapping[str, Callable[[Any], bool]] = {
+    "audio": lambda _: False,
+    "best_of": lambda value: value == 1,
+    "echo": lambda value: value is False,
+    "frequency_penalty": lambda value: value == 0,
+    "function_call": lambda value: value in ("none", "auto"),
+    "functions": lambda value: value == [],
+    "logit_bias": lambda value: value == {},
+    "logprobs": lambda value: value is False,
+    "min_p": lambda value: value == 0,
+    "modalities": lambda value: value == ["text"],
+    "moderation": lambda _: False,
+    "presence_penalty": lambda value: value == 0,
+    "reasoning_effort": lambda _: False,
+    "repetition_penalty": lambda value: value == 1,
+    "suffix": lambda value: value == "",
+    "tool_choice": lambda value: value in ("none", "auto"),
+    "tools": lambda value: value == [],
+    "top_k": lambda value: value in (0, -1),
+    "top_logprobs": lambda value: value == 0,
+    "verbosity": lambda _: False,
+    "web_search_options": lambda _: False,
+}
+"""Fields that would change an answer and are not supported, and the values besides null that say so little that they
+may pass."""
+
+_INSTEAD = {
+    "reasoning_effort": "; use ets.effort",
+    "top_k": "; use ets.settings.top_k",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a caller wants.
+
+    Attributes:
+        requests: One for each answer, in the order of choices.
+        stream: Whether blocks are sent as they are chosen.
+        include_usage: Whether a stream ends with the usage.
+        ignored: Fields that nobody knows.
+    """
+
+    requests: list[GuidedRequest]
+    stream: bool
+    include_usage: bool
+    ignored: list[str]
+
+
+def chat_asked(body: ChatCompletionRequest, policy: Policy) -> Asked:
+    """Return what a request to /v1/chat/completions asks for.
+
+    Raises:
+        ApiError: Something is not supported or contradictory.
+        RequestError: Something is not possible.
+    """
+    tokens = (body.max_tokens, body.max_completion_tokens)
+    if None not in tokens and tokens[0] != tokens[1]:
+        raise ApiError(
+            400,
+            f"max_tokens is {tokens[0]} and max_completion_tokens {tokens[1]}; give one of the two",
+            param="max_completion_tokens",
+        )
+    messages = [_message(message) for message in body.messages]
+    return _asked(body, [{"messages": messages}], reward=_reward_of_format(body, policy))
+
+
+def completion_asked(body: CompletionRequest) -> Asked:
+    """Return what a request to /v1/completions asks for.
+
+    Raises:
+        ApiError: Something is not supported or contradictory.
+        RequestError: Something is not possible.
+    """
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    return _asked(body, [{"continuation": prompt} for prompt in prompts], reward=None)
+
+
+def _asked(body: SamplingRequest, prompts: list[dict[str, Any]], *, reward: dict[str, Any] | None) -> Asked:
+    ignored = _unknown(body)
+    fields = _fields(body)
+    if reward is not None:
+        fields["reward"] = reward
+    settings = fields.pop("settings")
+    count = body.n or 1
+    seeds = _seeds(settings.get("seed"), len(prompts) * count)
+    requests = [
+        GuidedRequest.build({**prompt, **fields, "settings": settings if seed is None else {**settings, "seed": seed}})
+        for prompt, seed in zip([each for each in prompts for _ in range(count)], seeds, strict=True)
+    ]
+    return Asked(
+        requests=requests,
+        stream=bool(body.stream),
+        include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
+        ignored=ignored,
+    )
+
+
+def _seeds(seed: int | None, count: int) -> list[int | None]:
+    """Return a seed for each answer.
+
+    That of a single one is the caller's own, so that the seed which an answer tells gives it again.
+    """
+    if seed is None or count == 1:
+        return [seed] * count
+    return [*item_seeds(seed, count)]
+
+
+def _fields(body: SamplingRequest) -> dict[str, Any]:
+    """Return the fields of a `GuidedRequest` that are not about the prompt, with the settings as plain values."""
+    ets = body.ets
+    given: dict[str, Any] = {} if ets is None else ets.model_dump(exclude_none=True)
+    settings: dict[str, Any] = given.pop("settings", {})
+    for name in ("temperature", "top_p", "seed", "stop"):
+        value = getattr(body, name)
+        if value is None or value == []:
+            continue
+        if name in settings:
+            raise ApiError(
+                400, f"{name} is given twice, also in ets.settings; give it once", param=f"ets.settings.{name}"
+            )
+        settings[name] = value
+    return {**given, "settings": settings, "max_tokens": body.max_answer_tokens}
+
+
+def _unknown(body: SamplingRequest) -> list[str]:
+    """Return the names of fields that nobody knows, having refused those that are known and not supported."""
+    for name, value in body.extra.items():
+        if value is None or name not in _HARMLESS or _HARMLESS[name](value):
+            continue
+        raise ApiError(
+            400,
+            f"{name} is not supported{_INSTEAD.get(name, '')}",
+            param=name,
+            code="unsupported_parameter",
+        )
+    return [name for name in body.extra if name not in _IGNORED and name not in _HARMLESS]
+
+
+def _message(message: ChatRequestMessage) -> dict[str, str]:
+    content = message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
+    return {"role": "system" if message.role == "developer" else message.role, "content": content}
+
+
+def _reward_of_format(body: ChatCompletionRequest, policy: Policy) -> dict[str, Any] | None:
+    """Return the reward that a ``response_format`` stands for."""
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if body.ets is not None and body.ets.reward is not None:
+        raise ApiError(
+            400, "response_format and ets.reward both say how answers are judged; give one", param="response_format"
+        )
+    offer = policy.offers.get("json_schema")
+    if offer is None or "schema" not in offer.caller_arguments:
+        raise ApiError(
+            400,
+            f"response_format {wanted.type} is not supported, for the reward json_schema is not on offer here",
+            param="response_format",
+            code="unsupported_parameter",
+        )
+    if wanted.type == "json_object":
+        return {"name": "json_schema", "schema": {"type": "object"}}
+    if wanted.json_schema is None:
+        raise ApiError(400, "response_format.json_schema is missing", param="response_format.json_schema")
+    return {"name": "json_schema", "schema": wanted.json_schema.schema_}

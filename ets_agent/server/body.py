@@ -1,0 +1,177 @@
+"""Reads a request's body: no more of it than is allowed, and nothing in it that later code could stumble over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeVar, get_args
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from ets_agent.server.errors import ApiError, ClientGoneError
+
+M = TypeVar("M", bound=BaseModel)
+
+MAX_DEPTH = 64
+"""Objects and arrays within each other; a JSON schema that people wrote has a dozen."""
+_DISCARD_SECONDS = 2.0
+"""How long the rest of a body that is too large is read and thrown away: clients that are still sending when the
+connection ends do not see the answer."""
+
+
+def body_of(model: type[M], *, max_bytes: int, seconds: float) -> Callable[[Request], Awaitable[M]]:
+    """Return what reads a request's body.
+
+    Args:
+        model: What it must be.
+        max_bytes: Most bytes.
+        seconds: Longest time that sending may take.
+    """
+
+    async def read(request: Request) -> M:
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        # Browsers let any page send text or forms to any address, and ask before they send JSON.
+        if kind != "application/json":
+            raise ApiError(415, f"the body is {kind!r:.80}; allowed: application/json")
+        try:
+            async with asyncio.timeout(seconds):
+                raw = await _bytes(request, max_bytes)
+        except TimeoutError:
+            raise ApiError(408, f"the body did not arrive within {seconds:g} seconds") from None
+        except ClientDisconnect:
+            raise ClientGoneError from None
+        return _validated(model, raw)
+
+    return read
+
+
+async def _bytes(request: Request, most: int) -> bytes:
+    told = request.headers.get("content-length", "")
+    parts: list[bytes] = []
+    size = int(told) if told.isdecimal() else 0
+    if size <= most:
+        size = 0
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                break
+            parts.append(part)
+    if size > most:
+        await _discard(request)
+        raise ApiError(413, f"the body is too large; allowed: at most {most} bytes", code="request_too_large")
+    return b"".join(parts)
+
+
+async def _discard(request: Request) -> None:
+    try:
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            while (await request.receive()).get("more_body", False):
+                pass
+    except TimeoutError:
+        pass
+
+
+def _validated(model: type[M], raw: bytes) -> M:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ApiError(400, "the body is not valid UTF-8") from None
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ApiError(400, "the body is not a JSON object")
+    _check(content)
+    try:
+        return model.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise _explained(model, error, content) from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _too_deep() -> ApiError:
+    return ApiError(400, f"the body is nested too deep; allowed: {MAX_DEPTH} levels")
+
+
+def _check(content: Any) -> None:
+    """Refuse what JSON can say and nothing behind can work with, without recursion, which is what it is about."""
+    left = [(content, 1)]
+    while left:
+        value, depth = left.pop()
+        if isinstance(value, dict | list):
+            if depth > MAX_DEPTH:
+                raise _too_deep()
+            inner = [*value, *value.values()] if isinstance(value, dict) else value
+            left += [(each, depth + 1) for each in inner]
+        elif isinstance(value, str):
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError:
+                raise ApiError(400, "the body has half of a surrogate pair in it, which is no character") from None
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ApiError(400, "the body has a number in it that is too large")
+
+
+def _explained(model: type[BaseModel], error: ValidationError, content: Any) -> ApiError:
+    """Say in one sentence what is wrong with the field that is wrong deepest down, and first.
+
+    Of a value that may be one thing or another, each has its own complaint; the one that got furthest meant it.
+    """
+    problems = error.errors(include_url=False, include_context=False)
+    paths = [_path(problem["loc"], content) for problem in problems]
+    deepest = max(paths, key=len)
+    first = paths[0]
+    chosen = deepest if deepest[: len(first)] == first else first
+    about = [problem for problem, path in zip(problems, paths, strict=True) if path == chosen]
+    param = _spelled(chosen)
+    if about[0]["type"] == "missing":
+        return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
+    if about[0]["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields(model, chosen[:-1]))
+        return ApiError(
+            400, f"there is no field {param!r:.200}; allowed: {allowed}", param=param[:200], code="unknown_parameter"
+        )
+    messages = list(dict.fromkeys(_sentence(problem["msg"]) for problem in about))
+    given = about[0]["input"]
+    shown = f" is {given!r:.80}" if isinstance(given, str | int | float | None) else ""
+    return ApiError(400, f"{param}{shown}: {' or '.join(messages)}", param=param, code="invalid_value")
+
+
+def _path(location: tuple[int | str, ...], content: Any) -> tuple[int | str, ...]:
+    """Return where in the body an error is, without the names of alternatives, which are the validator's own."""
+    path: list[int | str] = []
+    for place, part in enumerate(location):
+        here = isinstance(part, str) and isinstance(content, dict) and part in content
+        if here or (isinstance(part, int) and isinstance(content, list) and part < len(content)):
+            content = content[part]
+            path.append(part)
+        elif place == len(location) - 1 and isinstance(content, dict):
+            path.append(part)  # What is missing.
+    return tuple(path)
+
+
+def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Return the fields of the model within a model to which a path of fields leads."""
+    for part in path:
+        members = get_args(model.model_fields[str(part)].annotation)
+        model = next(member for member in members if isinstance(member, type) and issubclass(member, BaseModel))
+    return list(model.model_fields)
+
+
+def _spelled(path: tuple[int | str, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+def _sentence(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[0].lower() + message[1:]

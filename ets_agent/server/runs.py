@@ -1,0 +1,126 @@
+"""Carries out several plans at once, for one client, for as long as that client is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.types import Receive
+
+from ets_agent.guided import GuidedReasoning
+from ets_agent.guided.reasoning import Plan
+from ets_agent.results import Event
+from ets_agent.server.errors import ClientGoneError, shutting_down
+
+T = TypeVar("T")
+
+
+async def follow(reasoning: GuidedReasoning, plans: Sequence[Plan]) -> AsyncGenerator[tuple[int, Event]]:
+    """Carry out plans at the same time and yield their events as they come, each with the number of its plan.
+
+    A run waits until its event was taken, so a slow reader slows the runs down and nothing piles up. Leaving early
+    ends all of them, and so does one that fails.
+
+    Raises:
+        Exception: What the first one to fail has raised; see `GuidedReasoning.run`.
+    """
+    told: asyncio.Queue[tuple[int, Event | asyncio.Task[None]]] = asyncio.Queue()
+    taken = [asyncio.Semaphore(0) for _ in plans]
+
+    async def run(index: int) -> None:
+        async with aclosing(reasoning.run(plans[index])) as events:
+            async for event in events:
+                told.put_nowait((index, event))
+                await taken[index].acquire()
+
+    tasks = [asyncio.create_task(run(index)) for index in range(len(plans))]
+    for index, task in enumerate(tasks):
+        task.add_done_callback(lambda task, index=index: told.put_nowait((index, task)))  # type: ignore[misc]
+    try:
+        # All ask for their places before anything is told: where there is none for one of them, there is no answer.
+        await asyncio.sleep(0)
+        for task in tasks:
+            if task.done():
+                task.result()
+        left = len(tasks)
+        while left:
+            index, what = await told.get()
+            if isinstance(what, asyncio.Task):
+                what.result()
+                left -= 1
+                continue
+            yield index, what
+            taken[index].release()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Work:
+    """What is being done for clients: ended when a client hangs up, and when the server has waited long enough."""
+
+    def __init__(self) -> None:
+        """Nothing is being done."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether what is not done by now will not be done."""
+        return self._ended
+
+    async def attend(self, work: Coroutine[Any, Any, T], receive: Receive) -> T:
+        """Do something for a client while it is there.
+
+        Args:
+            work: What to do.
+            receive: Where the server tells that the client has hung up; the request's body was read already.
+
+        Raises:
+            ClientGoneError: The client has hung up; the work was ended.
+            ApiError: The server is shutting down.
+        """
+        if self._closed:
+            work.close()
+            raise shutting_down()
+        task = asyncio.create_task(work)
+        watch = asyncio.create_task(_hang_up(receive))
+        self._tasks.add(task)
+        try:
+            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over = task.done()
+            task.cancel()
+            watch.cancel()
+            await asyncio.gather(task, watch, return_exceptions=True)
+            self._tasks.discard(task)
+        if over and not task.cancelled():
+            return task.result()
+        if over and self._ended:
+            raise shutting_down()
+        if over:
+            raise RuntimeError("a run was cancelled by nobody")
+        raise ClientGoneError
+
+    async def close(self, seconds: float) -> None:
+        """Begin nothing any more; wait for what is being done, then end it.
+
+        Args:
+            seconds: Longest time to wait.
+        """
+        self._closed = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+        self._ended = True
+        for task in self._tasks:
+            task.cancel()
+
+
+async def _hang_up(receive: Receive) -> None:
+    """Return when the client has hung up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

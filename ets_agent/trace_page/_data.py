@@ -91,9 +91,8 @@ def _chain(step: StepTrace, place: int) -> int:
 
 
 def _messages(trace: Trace) -> list[dict[str, str]]:
-    if isinstance(trace.prompt, str) or not trace.prompt:
-        return [{"role": "user", "text": trace.prompt or ""}]
-    return [{"role": message.get("role", ""), "text": message.get("content", "")} for message in trace.prompt]
+    messages = [{"role": "user", "content": trace.prompt}] if isinstance(trace.prompt, str) else trace.prompt
+    return [{"role": message.get("role", ""), "text": message.get("content", "")} for message in messages or [{}]]
 
 
 def _step(step: StepTrace, before: dict[int, str], path: int, texts: _Once, groups: _Once) -> dict[str, Any]:
@@ -195,7 +194,7 @@ def _result(result: Result, path: str) -> dict[str, Any]:
 
 def _settings(config: ETSConfig) -> list[dict[str, str]]:
     """Return the settings that are in effect, with what they mean."""
-    values = config.model_dump(mode="json", exclude_none=True)
+    values = {name: value for name, value in config.model_dump(mode="json").items() if value not in (None, [])}
     return [
         {
             "name": name,

@@ -42,7 +42,8 @@ function answer() {
   const section = el("section", { class: "answer", "aria-labelledby": "answer" }, el("h2", { id: "answer" }, "Answer"));
   if (!data.result) {
     const began = data.step > data.steps.length;
-    const where = began ? `Step ${data.step} had begun` : `${plural(data.steps.length, "step")} had been taken`;
+    const all = data.numSteps ? ` of ${data.numSteps}` : "";
+    const where = began ? `Step ${data.step}${all} had begun` : `${plural(data.steps.length, "step")} had been taken`;
     section.append(
       el("p", { class: "unfinished" }, el("strong", {}, "The run was not finished"), ` when this file ends. ${where}.`),
     );
@@ -115,12 +116,12 @@ function path() {
     el(
       "a",
       { href: `#step-${data.steps[index].step}`, class: "block" },
-      el("sup", {}, unseen("step "), String(data.steps[index].step)),
-      unseen(": "),
-      written(text, "text"),
+      el("sup", { "aria-hidden": "true" }, String(data.steps[index].step)),
+      unseen(`step ${data.steps[index].step}: `),
+      el("span", { class: "text", dir: "auto" }, text),
     ),
   );
-  if (rest) parts.push(el("span", { class: "rest" }, unseen("from a rollout: "), written(rest, "text")));
+  if (rest) parts.push(el("span", { class: "rest" }, unseen("from a rollout: "), el("span", { class: "text", dir: "auto" }, rest)));
   return el(
     "section",
     { class: "path", "aria-labelledby": "path" },

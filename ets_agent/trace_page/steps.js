@@ -136,7 +136,7 @@ function candidate(step, row, index, full) {
 
 function tags(step, row) {
   const found = [];
-  if (row.path) found.push(span("tag chosen", "chosen"));
+  if (row.path) found.push(el("span", { class: "tag chosen", "aria-hidden": "true" }, "chosen"));
   else if (row.chosen) found.push(span("tag", "ahead for now"));
   if (row.count > 1) found.push(span("tag", `× ${whole(row.count)}`, unseen(" identical")));
   if (row.finished) found.push(span("tag", "complete"));
@@ -144,7 +144,7 @@ function tags(step, row) {
   if (step.chains > 1 && row.kept.length) {
     found.push(span("tag", `goes on as chain ${row.kept.map((chain) => chain + 1).join(", ")}`));
   }
-  return found.flatMap((tag) => [unseen(", "), tag]);
+  return found.flatMap((tag) => (tag.ariaHidden ? [tag] : [unseen(", "), tag]));
 }
 
 /** What the rollouts answer, most frequent first. */

@@ -13,6 +13,7 @@ from ets_agent.cli.models import models_command
 from ets_agent.cli.output import emit
 from ets_agent.cli.rewards import rewards_command
 from ets_agent.cli.run import session
+from ets_agent.cli.serve import serve_command
 from ets_agent.cli.solve import solve_command
 from ets_agent.cli.trace import trace_command
 
@@ -28,6 +29,7 @@ app.command("solve")(solve_command)
 app.command("eval")(evaluate_command)
 app.command("trace")(trace_command)
 app.command("mcp")(mcp_command)
+app.command("serve")(serve_command)
 app.command("models")(models_command)
 app.command("rewards")(rewards_command)
 

@@ -18,7 +18,7 @@ from ets_agent.cli import errors
 T = TypeVar("T")
 
 GRACE = 1.0
-"""Seconds that an interrupted command has to stop its children and threads before the process is ended over them."""
+"""Seconds that an interrupted command usually has to stop its children and threads before it is ended over them."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = b"\x1b[?25h"
@@ -30,13 +30,16 @@ class Session:
 
     The first SIGINT or SIGTERM cancels the coroutine, or raises `SystemExit` where none is running yet, so that
     whatever is open gets closed. A thread that is deep in a model's forward pass cannot be cancelled, hence the
-    watchdog: after `GRACE` seconds, or on a second signal, the process ends whatever it is doing.
+    watchdog: after ``grace`` seconds, or on a second signal, the process ends whatever it is doing.
     """
 
     def __init__(self) -> None:
         """Prepare the watchdog; `session` starts it."""
         self.exit_code: int | None = None
-        """128 plus the number of the signal that came, once one came."""
+        """128 plus the number of the signal that came, once one came; a command that is meant to be ended by signals
+        sets 0 when it has ended as it should."""
+        self.grace = GRACE
+        """Seconds between the first signal and the watchdog's end of it; commands that need longer set it."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
         # A pipe, because writing to one is safe inside a signal handler, unlike starting a thread or taking a lock.
@@ -87,7 +90,7 @@ class Session:
         message = os.read(self._wake_read, 1)
         os.close(self._wake_read)
         if message == _INTERRUPTED:
-            time.sleep(GRACE)
+            time.sleep(self.grace)
             _end_now(self.exit_code or errors.FAILURE)
 
 

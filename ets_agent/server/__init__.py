@@ -14,10 +14,9 @@ except ImportError as _error:
     ) from _error
 
 from ets_agent.server.app import create_app
-from ets_agent.server.keys import Keys, read_keys
 from ets_agent.server.limits import Limits
-from ets_agent.server.serve import bind, serve
+from ets_agent.server.serve import CLOSING_SECONDS, bind, serve
 
 del _fastapi, _prometheus_client, _uvicorn
 
-__all__ = ["Keys", "Limits", "bind", "create_app", "read_keys", "serve"]
+__all__ = ["CLOSING_SECONDS", "Limits", "bind", "create_app", "serve"]

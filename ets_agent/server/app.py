@@ -11,12 +11,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ets_agent import __version__
 from ets_agent.guided import GuidedReasoning
+from ets_agent.keys import Caller, Keys
 from ets_agent.server import openapi
 from ets_agent.server.answering import Answering
 from ets_agent.server.asked import chat_asked, completion_asked
 from ets_agent.server.body import body_of
 from ets_agent.server.errors import ApiError, install
-from ets_agent.server.keys import Keys
 from ets_agent.server.limits import Admission, Limits
 from ets_agent.server.metrics import Measured, Metrics
 from ets_agent.server.replies import ChatCompletion, Completion, Health, Model, ModelList, Reward, RewardList
@@ -26,6 +26,8 @@ from ets_agent.server.shapes import ChatShape, TextShape
 
 OPEN = "/healthz"
 """The one address that needs no key."""
+ANYBODY: Caller = b""
+"""Who asks where no keys are needed: all callers are one."""
 
 
 def create_app(
@@ -82,7 +84,7 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Note who asks, or refuse."""
         if scope["type"] == "http":
-            caller = self._keys.caller(dict(scope["headers"]).get(b"authorization"))
+            caller = self._caller(dict(scope["headers"]).get(b"authorization", b""))
             if caller is None and scope["path"] != OPEN:
                 error = ApiError(
                     401,
@@ -94,6 +96,12 @@ class Guarded:
                 return
             scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
+
+    def _caller(self, authorization: bytes) -> Caller | None:
+        if not self._keys.required:
+            return ANYBODY
+        scheme, _, key = authorization.partition(b" ")
+        return self._keys.caller(key.strip()) if scheme.lower() == b"bearer" else None
 
 
 def _answers(answering: Answering, models: Sequence[str], limits: Limits) -> APIRouter:

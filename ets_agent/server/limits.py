@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ets_agent.errors import ConfigError
+from ets_agent.keys import Caller
 from ets_agent.server.errors import ApiError
-from ets_agent.server.keys import Caller
 
 _MINUTE = 60.0
 

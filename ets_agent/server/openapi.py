@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ets_agent.guided import Policy
-from ets_agent.server.keys import Keys
+from ets_agent.keys import Keys
 from ets_agent.server.limits import Limits
 from ets_agent.server.replies import ChatCompletionChunk, ErrorReply
 from ets_agent.server.requests import ChatCompletionRequest, CompletionRequest

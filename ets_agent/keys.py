@@ -1,4 +1,4 @@
-"""API keys: where they come from, and whether one that a caller shows is among them."""
+"""API keys of servers: where they come from, and whether one that a caller shows is among them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ ENVIRONMENT = "ETS_API_KEYS"
 """The environment variable that lists keys, separated by commas or white space."""
 
 Caller = bytes
-"""Who asks: the digest of the key, by which limits are kept, so that no key lies about in memory or logs."""
-
-ANYBODY: Caller = b""
-"""Who asks where no keys are needed: all callers are one."""
+"""Who asks: the digest of the key, so that no key lies about in memory or logs."""
 
 
 class Keys:
@@ -44,20 +41,21 @@ class Keys:
         """Whether callers need a key."""
         return bool(self._digests)
 
-    def caller(self, authorization: bytes | None) -> Caller | None:
-        """Return who shows an ``Authorization`` header; None for somebody without a valid key.
+    def __contains__(self, key: str) -> bool:
+        """Say whether a key is one of them."""
+        return self.caller(key.encode("utf-8", "surrogateescape")) is not None
+
+    def caller(self, key: bytes) -> Caller | None:
+        """Return whose key it is; None if it is nobody's.
 
         It takes the same time whichever key is shown and how much of one is right: digests of equal length are
         compared, in constant time, with all of them.
         """
-        if not self.required:
-            return ANYBODY
-        scheme, _, key = (authorization or b"").partition(b" ")
-        shown = _digest(key.strip())
+        shown = _digest(key)
         known = False
         for digest in self._digests:
             known |= hmac.compare_digest(digest, shown)
-        return shown if known and scheme.lower() == b"bearer" else None
+        return shown if known else None
 
 
 def read_keys(file: str | Path | None, environment: Mapping[str, str]) -> Keys:

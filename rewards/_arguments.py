@@ -129,7 +129,7 @@ def schemas(function: Callable[..., Any], description: str, *, keyword_only: boo
         if name in texts:
             schema["description"] = texts[name]
         if parameter.default is not parameter.empty:
-            schema["default"] = parameter.default
+            schema["default"] = _json(parameter.default)
         found[name] = schema
     return found
 
@@ -149,6 +149,16 @@ def _schema(annotation: Any) -> dict[str, Any] | None:
     try:
         return _adapter(annotation).json_schema(schema_generator=Quiet)
     except (PydanticInvalidForJsonSchema, PydanticSchemaGenerationError, PydanticUserError):
+        return None
+
+
+def _json(value: Any) -> Any:
+    """Return a default as JSON has it, None for one that it cannot hold."""
+    from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+    try:
+        return json.loads(json.dumps(to_jsonable_python(value), allow_nan=False))
+    except (PydanticSerializationError, ValueError):
         return None
 
 

@@ -199,6 +199,7 @@ def argument_schemas(name: str) -> dict[str, dict[str, Any]]:
     """Return the JSON schemas of a reward's arguments, by name, as far as their types can be written in JSON.
 
     Each has the argument's ``description`` and ``default``, where there are any; one without default must be given.
+    A default that JSON cannot hold is null.
 
     Raises:
         RewardSpecError: No reward is called so.

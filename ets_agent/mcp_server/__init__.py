@@ -49,8 +49,11 @@ async def serve_stdio(reasoning: GuidedReasoning) -> None:
     from mcp.server.stdio import stdio_server
 
     server = build_server(reasoning)
-    async with stdio_server() as (incoming, outgoing):
-        await server.run(incoming, outgoing, server.create_initialization_options())
+    try:
+        async with stdio_server() as (incoming, outgoing):
+            await server.run(incoming, outgoing, server.create_initialization_options())
+    except* BrokenPipeError:
+        pass  # The client is gone altogether, and with it whoever might be told.
 
 
 async def serve_http(

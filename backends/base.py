@@ -171,6 +171,11 @@ class State:
         """Whether the response is complete."""
         return self.finish_reason is not None
 
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Tokens of the prompt; None where the backend does not know."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:

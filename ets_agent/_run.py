@@ -81,6 +81,7 @@ class Run:
         )
         self._started = 0.0
         self._deadline: float | None = None
+        self._prompt_tokens: int | None = None
         self._candidate_tokens = 0
         self._rollout_tokens = 0
         self._saved_tokens = 0.0
@@ -91,6 +92,7 @@ class Run:
         self._known: dict[State, Rollout] = {}
         self._text = ""
         self._best: Rollout | None = None
+        self._best_tokens = 0
         self._plain: Completion | None = None
 
     async def events(self) -> AsyncGenerator[Event]:
@@ -119,6 +121,7 @@ class Run:
                 params=replace(config.sampling, confidence="confidence" in self._reward.needs, logprobs=False),
             )
         )
+        self._prompt_tokens = start.prompt_tokens
         if len(blocks) > 1:  # Otherwise there is nothing to roll out.
             await self._within(self._source.begin(self._prompt, start, max_tokens=config.max_tokens))
         states, weights = [start] * config.num_chains, np.full(config.num_chains, 1 / config.num_chains)
@@ -164,6 +167,7 @@ class Run:
             best = group.best(pooled, chosen)
             if best is not None or (self._best and not self._best.completion.text.startswith(committed)):
                 self._best = best
+                self._best_tokens = group.states[chosen].num_tokens + (best.completion.num_tokens if best else 0)
             yield CandidatesWeighed(trace=trace)
             yield BlockCommitted(step=step, delta=delta, text=committed)
             if over:
@@ -299,7 +303,8 @@ class Run:
         return answer if answer is None else str(answer)
 
     def _finished(self, state: State, rollout: Rollout) -> Result:
-        return self._result(rollout.completion, rollout.reward, "stop" if state.finish_reason == "stop" else "length")
+        reason: Literal["stop", "length"] = "stop" if state.finish_reason == "stop" else "length"
+        return self._result(rollout.completion, rollout.reward, reason, state.num_tokens)
 
     def _cut_short(self, by: Literal["timeout", "budget"]) -> Result:
         """Return the last choice's best-weighted complete answer, or where nothing was weighed yet a plain draw.
@@ -307,17 +312,18 @@ class Run:
         The committed text is what remains where there is neither.
         """
         if self._best is not None:
-            return self._result(self._best.completion, self._best.reward, by)
+            return self._result(self._best.completion, self._best.reward, by, self._best_tokens)
         if not self._steps and self._plain is not None:
             self._warnings.append("it was cut short before anything was weighed; this is a plain draw of the model")
-            return self._result(self._plain, None, by)
-        return self._result(Completion(text=self._text, finish_reason="length"), None, by)
+            return self._result(self._plain, None, by, self._plain.num_tokens)
+        return self._result(Completion(text=self._text, finish_reason="length"), None, by, None)
 
     def _result(
         self,
         completion: Completion,
         reward: float | None,
         finish_reason: Literal["stop", "length", "timeout", "budget"],
+        tokens: int | None,
     ) -> Result:
         log_normalizer, log_normalizer_error = self._log_normalizer
         return Result(
@@ -327,6 +333,8 @@ class Run:
             finish_reason=finish_reason,
             steps=tuple(self._steps),
             usage=Usage(
+                prompt_tokens=self._prompt_tokens,
+                response_tokens=tokens,
                 candidate_tokens=self._candidate_tokens,
                 rollout_tokens=self._rollout_tokens,
                 scoring_tokens=self._source.scored_tokens,

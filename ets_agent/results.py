@@ -105,6 +105,10 @@ class StepTrace(_Record):
 class Usage(_Record):
     """What a run cost."""
 
+    prompt_tokens: int | None = None
+    """Tokens of the prompt; None where the model does not tell. Not part of the total."""
+    response_tokens: int | None = None
+    """Tokens of the response, which are among those that were drawn; None where that is not known."""
     candidate_tokens: int = 0
     """Tokens drawn as candidates."""
     rollout_tokens: int = 0

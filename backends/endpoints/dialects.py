@@ -44,6 +44,12 @@ class EndpointState(State):
     split: bool = False
     begun: int = field(default=0, compare=False, repr=False)
 
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Tokens of the prompt; None where it is sent as text."""
+        known = isinstance(self.prompt, tuple) and all(isinstance(token, int) for token in self.prompt)
+        return len(self.prompt) if known else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:

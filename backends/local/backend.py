@@ -52,6 +52,11 @@ class _LocalState(State):
     max_tokens: int
     prefix: Prefix = field(repr=False, compare=False)
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt_ids)
+
 
 class LocalBackend(BackendContext):
     """A causal language model on this machine, with exact log-probabilities under the sampled distribution.

@@ -52,7 +52,13 @@ class Answering:
             RequestError: Something is not possible.
         """
         plans = [self.reasoning.plan(each) for each in asked.requests]
-        heading = Heading(name=plans[0].trace_id, created=int(time.time()), model=self.model, ignored=asked.ignored)
+        heading = Heading(
+            name=plans[0].trace_id,
+            created=int(time.time()),
+            model=self.model,
+            ignored=asked.ignored,
+            choices=asked.choices,
+        )
         return Answers(self, plans, asked, shape(heading), caller=request.state.caller)
 
 

@@ -63,12 +63,14 @@ class Asked:
 
     Attributes:
         requests: One for each answer, in the order of choices.
+        choices: Answers to each prompt.
         stream: Whether blocks are sent as they are chosen.
         include_usage: Whether a stream ends with the usage.
         ignored: Fields that nobody knows.
     """
 
     requests: list[GuidedRequest]
+    choices: int
     stream: bool
     include_usage: bool
     ignored: list[str]
@@ -117,6 +119,7 @@ def _asked(body: SamplingRequest, prompts: list[dict[str, Any]], *, reward: dict
     ]
     return Asked(
         requests=requests,
+        choices=count,
         stream=bool(body.stream),
         include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
         ignored=ignored,

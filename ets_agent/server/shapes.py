@@ -34,12 +34,14 @@ class Heading:
         created: When it was asked for, in seconds since 1970.
         model: The model, by the name that callers know.
         ignored: Fields of the request that nobody knows.
+        choices: Answers to each prompt.
     """
 
     name: str
     created: int
     model: str
     ignored: list[str]
+    choices: int
 
 
 class Shape(Protocol):
@@ -89,7 +91,7 @@ class ChatShape:
                 )
                 for index, answer in sorted(answers.items())
             ],
-            usage=usage(answers),
+            usage=usage(answers, heading.choices),
         )
 
     def opening(self, count: int) -> Iterator[ChatCompletionChunk]:
@@ -113,7 +115,7 @@ class ChatShape:
 
     def bill(self, answers: Mapping[int, GuidedAnswer]) -> ChatCompletionChunk:
         """Return the usage; see `Shape.bill`."""
-        return self._chunk(usage=usage(answers))
+        return self._chunk(usage=usage(answers, self._heading.choices))
 
     def _chunk(self, *choices: ChatChunkChoice, usage: Usage | None = None) -> ChatCompletionChunk:
         heading = self._heading
@@ -137,7 +139,7 @@ class TextShape:
     def whole(self, answers: Mapping[int, GuidedAnswer]) -> Completion:
         """Return all answers as one reply; see `Shape.whole`."""
         choices = [self._choice(index, answer.text, answer) for index, answer in sorted(answers.items())]
-        return self._completion(*choices, usage=usage(answers))
+        return self._completion(*choices, usage=usage(answers, self._heading.choices))
 
     def opening(self, count: int) -> Iterator[Completion]:
         """Return nothing: the text comes first; see `Shape.opening`."""
@@ -153,7 +155,7 @@ class TextShape:
 
     def bill(self, answers: Mapping[int, GuidedAnswer]) -> Completion:
         """Return the usage; see `Shape.bill`."""
-        return self._completion(usage=usage(answers))
+        return self._completion(usage=usage(answers, self._heading.choices))
 
     def _choice(self, index: int, text: str, answer: GuidedAnswer) -> TextChoice:
         ets = EtsReply.of(answer, ignored=self._heading.ignored)
@@ -176,11 +178,17 @@ def finish_reason(answer: GuidedAnswer) -> FinishReason:
     return "stop" if answer.finish_reason == "stop" else "length"
 
 
-def usage(answers: Mapping[int, GuidedAnswer]) -> Usage:
-    """Return what answers cost together; what a proposal's rollouts cost to score stands under ``ets``."""
+def usage(answers: Mapping[int, GuidedAnswer], choices: int) -> Usage:
+    """Return what answers cost together; what a proposal's rollouts cost to score stands under ``ets``.
+
+    Args:
+        answers: The answers, by the numbers of their choices.
+        choices: So many answers in a row are to the same prompt, which counts once.
+    """
     usages = [answer.usage for answer in answers.values()]
     drawn = sum(each.candidate_tokens + each.rollout_tokens for each in usages)
-    prompt, text = 0, 0
+    prompt = sum(answer.usage.prompt_tokens or 0 for index, answer in answers.items() if index % choices == 0)
+    text = sum(each.response_tokens or 0 for each in usages)
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=drawn,

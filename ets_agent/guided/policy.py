@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from typing import Any
 
 import rewards
@@ -170,7 +171,7 @@ class Policy:
             if value is None and name in ("max_seconds", "max_token_budget"):
                 continue
             whole = name != "max_seconds"
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 < value < inf:
                 raise ConfigError(f"{name} is {value!r}; allowed: a {'whole ' if whole else ''}number above 0")
         if isinstance(self.rewards, str) or not self.rewards:
             raise ConfigError("rewards must be a list of at least one reward's name or RewardOffer")

@@ -55,6 +55,8 @@ def _optional_settings() -> type[BaseModel]:
 Settings = _optional_settings()
 """Fields of `ETSConfig`; None leaves a setting as it is."""
 
+_NUMBERS = {"max_tokens", "timeout", "token_budget", *Settings.model_fields} - {"estimator", "share_rollouts", "stop"}
+
 
 class GuidedRequest(BaseModel):
     """One question to guided reasoning. Exactly one of ``question``, ``messages`` and ``continuation`` is given."""
@@ -79,6 +81,17 @@ class GuidedRequest(BaseModel):
     """Seconds after which the best answer so far is returned."""
     token_budget: int | None = Field(default=None, ge=1)
     """Most tokens drawn and scored for this answer in all; then the best one so far is returned."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, values: Any) -> Any:
+        """True would pass as 1; whoever wrote it meant something else."""
+        fields = dict(values) if isinstance(values, Mapping) else {}
+        settings = fields.get("settings")
+        for name, value in (fields | dict(settings if isinstance(settings, Mapping) else {})).items():
+            if isinstance(value, bool) and name in _NUMBERS:
+                raise ValueError(f"{name} is {value}; allowed: a number")
+        return values
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:

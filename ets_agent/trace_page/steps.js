@@ -1,10 +1,12 @@
 // The tree: steps, their candidates, and the rollouts of a candidate that is opened.
 
 /** Rows to draw at first, of all steps together; the others come when they are asked for. */
-const MOST_ROWS = 1500;
+const MOST_ROWS = 1200;
 /** Bounds of the rows that one step begins with. */
 const FEWEST_ROWS_OF_A_STEP = 4;
 const MOST_ROWS_OF_A_STEP = 30;
+/** With more steps than this, those out of sight are not laid out. */
+const MANY_STEPS = 40;
 
 const ROLLOUT_ENDS = { stop: "by itself", length: "at the token limit", error: "by a failure, left out" };
 const FALLBACKS = {
@@ -26,7 +28,7 @@ function steps() {
       { class: "hint" },
       "The thick line leads through the candidates that were chosen. A candidate opens to the rollouts it was judged by.",
     ),
-    el("div", { class: "tree" }, data.steps.map((step) => stepSection(step, limit)), end()),
+    el("div", { class: data.steps.length > MANY_STEPS ? "tree many" : "tree" }, data.steps.map((step) => stepSection(step, limit)), end()),
   );
 }
 

@@ -73,10 +73,13 @@ class Calls:
         finally:
             await _end(run)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End all calls; those who wait are told."""
-        for run in self._runs:
+        runs = list(self._runs)
+        for run in runs:
             run.cancel()
+        if runs:
+            await asyncio.wait(runs, timeout=_CLOSING)
 
     async def _run(self, arguments: Mapping[str, Any], events: asyncio.Queue[Event | None]) -> GuidedAnswer:
         try:

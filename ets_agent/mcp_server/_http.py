@@ -20,6 +20,10 @@ from ets_agent.guided import GuidedReasoning
 from ets_agent.mcp_server import PATH, is_loopback
 from ets_agent.mcp_server._server import build
 
+_LAST_WORDS = 0.1
+"""Seconds for the answers of calls that were ended by the shutdown to reach those who wait for them."""
+_GRACEFUL = 1
+"""Seconds that connections have to close once nothing is sent over them any more."""
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 
 
@@ -39,16 +43,20 @@ async def serve(
     )
     if accepts is not None:
         app = _Bearer(app, accepts)
-    # Responses under way are not waited for: their runs were ended, so each has its last word already.
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=0)
+    # The sessions are entered here, not by uvicorn, which would wait for their endless streams before it ended them.
+    config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=_GRACEFUL)
     with _listening(host, port) as listener:
         bound = listener.getsockname()[1]
         http = _Server(config, lambda: on_start(f"http://{_in_url(host)}:{bound}{PATH}"))
         serving = asyncio.create_task(http.serve(sockets=[listener]))
         try:
-            await asyncio.wait([serving])
+            async with server.session_manager.run():
+                try:
+                    await asyncio.wait([serving])
+                finally:
+                    await calls.close()
+                    await asyncio.sleep(_LAST_WORDS)
         finally:
-            calls.close()
             http.should_exit = True
             await asyncio.wait([serving])
         serving.result()

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from time import monotonic
 
 from backends.base import Backend
-from backends.errors import BackendError, CapabilityError, EndpointError
+from backends.errors import BackendError, CapabilityError, EndpointError, QueueFullError
 
 _log = logging.getLogger("backends.pool")
 
 _REFUSED = frozenset({400, 413, 415, 422})
-"""HTTP statuses with which a server that works refuses a request."""
+"""HTTP statuses with which a server that works refuses a request; one that it cannot cope with, it answers with 5xx."""
 
 
 class CannotMoveError(Exception):
@@ -34,6 +34,7 @@ class Member:
         until: While it is out, the time (seconds, monotonic) from which it may be tried; None while it is healthy.
         trials: Calls under way that try it while it is out.
         epoch: Counts its leaving and coming back, so that what began before tells nothing about it after.
+        comeback: The roster's count when it last came back; 0 if it never did.
     """
 
     backend: Backend
@@ -44,6 +45,7 @@ class Member:
     until: float | None = None
     trials: int = 0
     epoch: int = 0
+    comeback: int = 0
 
     @property
     def healthy(self) -> bool:
@@ -78,6 +80,10 @@ class Roster:
         backends: Their backends.
         retry_after: Seconds until a member that failed is tried again, doubled with each failure in a row.
         longest_retry: Most seconds between two tries, unless the member itself asks for more.
+
+    Attributes:
+        members: All of them, in order.
+        comebacks: How often any of them has come back.
     """
 
     def __init__(self, backends: Sequence[Backend], *, retry_after: float, longest_retry: float) -> None:
@@ -88,35 +94,48 @@ class Roster:
             if len(set(names)) == len(names)
             else [f"{name} (member {i})" for i, name in enumerate(names, start=1)]
         )
+        self.comebacks = 0
         self.members = [Member(backend, label) for backend, label in zip(backends, labels, strict=True)]
         self._retry_after = retry_after
         self._longest_retry = longest_retry
         self._turn = 0
 
-    def choose(self, tried: Collection[Member] = (), *, probe: bool = False) -> Member | None:
+    def choose(
+        self, tried: Collection[Member] = (), *, probe: bool = False, home: Member | None = None
+    ) -> Member | None:
         """Return the member that the next call goes to, or None where all have been tried.
 
-        That is the least busy healthy one. Where none is healthy, it is the one whose time comes first, at once: a call
-        is never refused without trying.
+        That is the least busy healthy one. Where none is healthy, it is the least busy one, at once: a call is never
+        refused without trying, and those who are out share the calls.
 
         Args:
             tried: Members that have failed this call already.
             probe: Whether a member that is due comes before the healthy ones, to find out if it works again.
+            home: Which one to prefer where none is healthy and several are as busy.
         """
         left = [member for member in self.members if member not in tried]
-        due = [member for member in left if member.due]
         healthy = [member for member in left if member.healthy]
-        if probe and due:
-            chosen = min(due, key=_time)
-        elif healthy:
-            chosen = min(healthy, key=lambda member: (member.rows, member.turn))
-        elif left:
-            chosen = min(due or left, key=_time)
-        else:
+        chosen = self.due(tried, home=home) if probe else None
+        chosen = chosen or min(
+            healthy or left,
+            key=lambda member: (member.rows, member is not home, member.until or 0.0, member.turn),
+            default=None,
+        )
+        if chosen is None:
             return None
         self._turn += 1
         chosen.turn = self._turn
         return chosen
+
+    def due(self, tried: Collection[Member] = (), *, home: Member | None = None) -> Member | None:
+        """Return the member that a call should try, home before others; None where none is due."""
+        due = [member for member in self.members if member.due and member not in tried]
+        return min(due, key=lambda member: (member is not home, member.until or 0.0), default=None)
+
+    def returned(self, since: int) -> Member | None:
+        """Return the least busy one of those that have come back since that many comebacks; None where none has."""
+        back = [member for member in self.members if member.healthy and member.comeback > since]
+        return min(back, key=lambda member: (member.rows, member.turn), default=None)
 
     @contextmanager
     def attempt(self, member: Member, rows: int) -> Iterator[Attempt]:
@@ -140,9 +159,13 @@ class Roster:
         member = attempt.member
         if attempt.epoch != member.epoch:
             return  # It has left already, for other calls that failed at the same time; that counts once.
-        member.failures += 1
         member.epoch += 1
-        wait = max(self._wait(member), (reason.retry_after or 0.0) if isinstance(reason, EndpointError) else 0.0)
+        named = reason.retry_after if isinstance(reason, EndpointError) else None
+        if named is None:
+            member.failures += 1
+            wait = self._wait(member)
+        else:  # It knows when it will work again, so this says nothing of how long it may take.
+            wait = max(self._retry_after, named)
         member.until = monotonic() + wait
         _log.warning("%s leaves the pool and is tried again in %.3g s: %s", member.label, wait, str(reason))
 
@@ -153,10 +176,12 @@ class Roster:
             member.failures = 0
             member.epoch += 1
             member.until = None
+            self.comebacks += 1
+            member.comeback = self.comebacks
             _log.info("%s is back in the pool", member.label)
 
-    def began(self, attempt: Attempt) -> None:
-        """Wait for the run that has begun at a member that is out, before another one is tried there.
+    def postpone(self, attempt: Attempt) -> None:
+        """Wait before another call tries a member that is out, because this one has only begun a response there.
 
         To begin takes no work of many a member, so it does not show that it works.
         """
@@ -165,7 +190,7 @@ class Roster:
             member.until = monotonic() + self._wait(member)
 
     def _wait(self, member: Member) -> float:
-        doublings = min(member.failures - 1, 64)  # More would not fit into a float.
+        doublings = min(max(member.failures - 1, 0), 64)  # More would not fit into a float.
         return min(self._retry_after * 2.0**doublings, self._longest_retry)
 
 
@@ -182,10 +207,15 @@ class Failures:
         self._stuck: CannotMoveError | None = None
 
     def add(self, attempt: Attempt, error: BackendError) -> None:
-        """Note a call that failed. The member leaves; if the request may be at fault, once another does it."""
+        """Note a call that failed.
+
+        The member leaves; if the request may be at fault, once another member does it; and not for a full queue.
+        """
         self._note(attempt.member, str(error))
         self._errors.append(error)
-        if isinstance(error, EndpointError) and error.status in _REFUSED:
+        if isinstance(error, QueueFullError):
+            return  # It works as much as it may.
+        if isinstance(error, EndpointError) and _may_be_the_requests(error.status):
             self._suspects.append((attempt, error))
         else:
             self._roster.leave(attempt, error)
@@ -212,7 +242,9 @@ class Failures:
             return self._errors[0]
         message = f"{call} failed on all members of the pool: {'; '.join(self._texts)}"
         error: BackendError
-        if self._stuck is not None:
+        if any(isinstance(one, QueueFullError) for one in self._errors):
+            error = QueueFullError(message)
+        elif self._stuck is not None:
             error = CapabilityError(message)
         elif isinstance(self._errors[-1], EndpointError):
             endpoints = [one for one in self._errors if isinstance(one, EndpointError)]
@@ -233,5 +265,6 @@ class Failures:
         self._texts.append(f"{member.label}: {text}")
 
 
-def _time(member: Member) -> float:
-    return member.until or 0.0
+def _may_be_the_requests(status: int | None) -> bool:
+    """Whether a server may have answered with this status because of what it was asked."""
+    return status is not None and (status in _REFUSED or status >= 500)

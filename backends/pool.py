@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import fields
+from typing import TypeVar
 
 from backends._pool_members import CannotMoveError, Failures, Member, Roster
+from backends._pool_states import PoolState, Run, main_run, own_state, plain, with_confidence, wrapped
 from backends.base import (
     Backend,
     BackendContext,
@@ -30,43 +30,14 @@ from backends.errors import (
     BudgetExceededError,
     CapabilityError,
     PromptError,
-    QueueFullError,
     TokenizerMismatchError,
 )
 from backends.tokenization import Tokenization
 
 T = TypeVar("T")
 
-_SAME_EVERYWHERE = (PromptError, CapabilityError, BudgetExceededError, QueueFullError)
+_SAME_EVERYWHERE = (PromptError, CapabilityError, BudgetExceededError)
 """Errors of the request, not of the member: another one would refuse it too."""
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """All states that come from one `Pool.begin`, and the member where they are at home."""
-
-    prompt: Prompt
-    max_tokens: int
-    params: SamplingParams
-    home: Member
-    trial: bool = False
-    """Whether it was sent to its home while that was out, to find out if it works again."""
-
-
-@dataclass(slots=True, eq=False)
-class _Place:
-    """Where a state is: a member and that member's own state. It changes when the run has to move."""
-
-    member: Member
-    own: State
-
-
-@dataclass(frozen=True, kw_only=True)
-class _PoolState(State):
-    fingerprint: int = field(repr=False)
-    """Hash of the first member's state: what that one compares, and the attributes of `State` do not show."""
-    run: _Run = field(repr=False, compare=False)
-    place: _Place = field(repr=False, compare=False)
 
 
 class Pool(BackendContext):
@@ -74,15 +45,20 @@ class Pool(BackendContext):
 
     A run goes to the member with the fewest sequences under way and stays there, because its caches are there. When the
     member fails, the run goes on at another one: from the same tokens with the same seeds, so with the same result
-    where members can seed. A member that failed is tried again later, by one call, while the others go elsewhere.
+    where members can seed. A member that failed is tried again later, by one call, while the others go elsewhere. Once
+    it is back, each run looks once whether it has less to do than the run's own member, and then goes there.
 
-    A request that fails on all members fails with the last one's error. The pool has no time limit of its own: a member
-    that hangs is one that has no time limit.
+    What a server refuses, or answers with a status from 500 on, may be the request's fault: such a member leaves only
+    when another one does the same call. One whose queue is full is passed over and stays.
+
+    A request that fails on all members fails with the last one's error, or with `QueueFullError` where a queue was
+    full. The pool has no time limit of its own: a member that hangs is one that has no time limit.
 
     Args:
         members: Backends of the same model, each of its own; the pool closes them.
         retry_after: Seconds until a member that failed is tried again. It doubles with each further failure.
-        longest_retry: Most seconds between two tries.
+        longest_retry: Most seconds between two tries, unless the member itself asks for more. One that names a time is
+            tried then, but not before ``retry_after``, and this does not count as a failure.
 
     Raises:
         BackendError: An argument cannot be used.
@@ -110,6 +86,11 @@ class Pool(BackendContext):
     def name(self) -> str:
         """The members' name, or all of their names."""
         return " + ".join(dict.fromkeys(member.name for member in self._backends))
+
+    @property
+    def parts(self) -> tuple[Backend, ...]:
+        """The members; see `backends.wrapper.layers`."""
+        return self._backends
 
     @property
     def capabilities(self) -> Capabilities:
@@ -145,9 +126,10 @@ class Pool(BackendContext):
                 self._check_open()
                 failures.add(attempt, error)
                 continue
-            self._roster.began(attempt)
+            self._roster.postpone(attempt)
             failures.blame()
-            return _state(_Run(prompt, max_tokens, params, home=member, trial=attempt.trial), member, own)
+            run = Run(prompt, max_tokens, params, member, self._roster.comebacks, trial=attempt.trial)
+            return wrapped(run, member, own)
         raise failures.error("begin")
 
     async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
@@ -157,7 +139,7 @@ class Pool(BackendContext):
             BackendError: All members failed; the message has them all.
         """
         self._check_open()
-        own = _own(state)
+        own = own_state(state)
         if tokens < 1 or n < 1:
             raise BackendError(f"extend needs at least one state of at least one token, not {n} of {tokens}")
         if own.finished:
@@ -167,7 +149,7 @@ class Pool(BackendContext):
             return await backend.extend(states[0], n, tokens=tokens, seed=seed)
 
         drawn, member = await self._serve("extend", [own], n, work)
-        return [_state(own.run, member, new) for new in drawn]
+        return [wrapped(own.run, member, new) for new in drawn]
 
     async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
         """Complete each state n times, all at one member; see `backends.Backend.rollout`.
@@ -178,7 +160,7 @@ class Pool(BackendContext):
             BackendError: All members failed; the message has them all.
         """
         self._check_open()
-        own = [_own(state) for state in states]
+        own = [own_state(state) for state in states]
         if n < 1:
             raise BackendError(f"rollout needs at least one completion per state, not {n}")
         if not own:
@@ -192,10 +174,10 @@ class Pool(BackendContext):
 
     def adopt(self, state: State, others: Sequence[State]) -> list[State]:
         """Return states for partial responses that another backend has drawn; see `backends.Backend.adopt`."""
-        own = _own(state)
+        own = own_state(state)
         place = own.place
-        adopted = place.member.backend.adopt(place.own, [_plain(other) for other in others])
-        return [_state(own.run, place.member, new) for new in adopted]
+        adopted = place.member.backend.adopt(place.own, [plain(other) for other in others])
+        return [wrapped(own.run, place.member, new) for new in adopted]
 
     async def score(self, states: Sequence[State], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
         """Return the log-probabilities of completions, all from one member; see `backends.Backend.score`.
@@ -204,7 +186,7 @@ class Pool(BackendContext):
             BackendError: All members failed; the message has them all.
         """
         self._check_open()
-        own = [_own(state) for state in states]
+        own = [own_state(state) for state in states]
         if not own:
             return []
 
@@ -229,7 +211,7 @@ class Pool(BackendContext):
     async def _serve(
         self,
         call: str,
-        states: Sequence[_PoolState],
+        states: Sequence[PoolState],
         rows: int,
         work: Callable[[Backend, Sequence[State]], Awaitable[T]],
         *,
@@ -248,47 +230,63 @@ class Pool(BackendContext):
             missing: Tells how many rows of a result failed.
             merge: Puts rows of the second result in the places of those that failed in the first.
         """
-        run = _main(state.run for state in states)
+        run = main_run(state.run for state in states)
+        home = run.home
         failures = Failures(self._roster)
         result: T | None = None
-        while member := self._home(run, failures.tried):
+        while member := self._next(run, failures.tried):
             try:
                 with self._roster.attempt(member, rows) as attempt:
                     fresh = await work(member.backend, await self._at(member, states))
             except CannotMoveError as error:
+                self._roster.postpone(attempt)
                 failures.stuck(member, error)
                 continue
             except _SAME_EVERYWHERE:
-                raise
+                if result is None:
+                    raise
+                break  # What one member has drawn is not lost because another refuses to draw the rest.
             except BackendError as error:
                 self._check_open()
                 failures.add(attempt, error)
                 continue
+            finally:
+                run.trial = False
             before = math.inf if result is None else missing(result)
             result = fresh if result is None else merge(result, fresh)
             left = missing(result)
             if left == 0 or left < before < math.inf:
                 self._roster.served(attempt)
-                run.trial = False
+                if attempt.trial and member.healthy:
+                    run.home = member
                 failures.blame()
             if left == 0:
                 return result, member
             failures.incomplete(attempt, missing(fresh))
         if result is None:
+            run.home = home  # Its caches may still be there.
             raise failures.error(call)
         return result, run.home
 
-    def _home(self, run: _Run, tried: Sequence[Member]) -> Member | None:
-        """Return where a run's next call goes: to its home, unless that is out or has failed the call already."""
-        home = run.home
-        if home not in tried and (home.healthy or run.trial or home.due):
-            return home
-        chosen = self._roster.choose(tried)
-        if chosen is not None:
-            run.home, run.trial = chosen, not chosen.healthy
-        return chosen
+    def _next(self, run: Run, tried: Sequence[Member]) -> Member | None:
+        """Return the member that a run's call goes to, or None where all have been tried.
 
-    async def _at(self, member: Member, states: Sequence[_PoolState]) -> list[State]:
+        That is its home, unless that is out or has failed the call already, another one is due to be tried, or one has
+        come back that has less to do.
+        """
+        if run.trial and run.home not in tried:
+            return run.home
+        if not tried:
+            if due := self._roster.due(home=run.home):
+                return due  # Its home stays what it is until the other one has done the call.
+            back, run.comebacks = self._roster.returned(run.comebacks), self._roster.comebacks
+            if back is not None and back.rows < run.home.rows:
+                run.home = back
+        if run.home in tried or not run.home.healthy:
+            run.home = self._roster.choose(tried, home=run.home) or run.home
+        return run.home if run.home not in tried else None
+
+    async def _at(self, member: Member, states: Sequence[PoolState]) -> list[State]:
         """Return a member's own states; those that are elsewhere move to it, and their old places are forgotten."""
         # A snapshot: while this waits, another call may move a state elsewhere.
         here = {id(state): state.place.own for state in states if state.place.member is member}
@@ -299,11 +297,11 @@ class Pool(BackendContext):
             # A response without tokens is what `begin` gives; even those who cannot adopt can go on from there.
             further = [state for state in moved if state.num_tokens or state.finished]
             try:
-                adopted = member.backend.adopt(start, [_plain(state) for state in further]) if further else []
+                adopted = member.backend.adopt(start, [plain(state) for state in further]) if further else []
             except CapabilityError as error:
                 raise CannotMoveError(str(error)) from error
             here |= {id(state): start for state in moved}
-            here |= {id(state): _sure(own, state) for state, own in zip(further, adopted, strict=True)}
+            here |= {id(state): with_confidence(own, state) for state, own in zip(further, adopted, strict=True)}
             for state in moved:
                 state.place.member, state.place.own = member, here[id(state)]
         return [here[id(state)] for state in states]
@@ -323,38 +321,6 @@ def _common_tokenization(members: Sequence[Backend]) -> Tokenization | None:
                 f"{named[0][0]} and {name} are not the same model, so they cannot be members of one pool: {difference}"
             )
     return named[0][1] if len(named) == len(known) else None
-
-
-def _own(state: State) -> _PoolState:
-    if not isinstance(state, _PoolState):
-        raise BackendError(f"a pool cannot go on from a {type(state).__name__} of another backend")
-    return state
-
-
-def _state(run: _Run, member: Member, own: State) -> _PoolState:
-    shown: dict[str, Any] = {entry.name: getattr(own, entry.name) for entry in fields(State)}
-    return _PoolState(**shown, fingerprint=hash(own), run=run, place=_Place(member, own))
-
-
-def _plain(state: State) -> State:
-    """Return what a member is to adopt: another member's state itself, which may tell more than its tokens do."""
-    if isinstance(state, _PoolState) and state.place.own.token_ids == state.token_ids:
-        return state.place.own
-    return state
-
-
-def _sure(own: State, before: State) -> State:
-    """Return a state with the confidence that it had at another member.
-
-    What is adopted has none, because its tokens may come from another model; these come from the same one.
-    """
-    return own if before.confidence is None else replace(own, confidence=before.confidence)
-
-
-def _main(runs: Iterable[_Run]) -> _Run:
-    """Return the run with the most states, the first of several."""
-    ((run, _),) = Counter(runs).most_common(1)
-    return run
 
 
 def _missing(groups: list[list[Completion]]) -> int:

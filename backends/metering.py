@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from backends.base import Backend, Completion, Prompt, SamplingParams, State
 from backends.errors import BackendError, BudgetExceededError
 from backends.limits import Turnstile, is_count
-from backends.wrapper import BackendWrapper, StateNotes
+from backends.wrapper import BackendWrapper, StateNotes, layers
 
 T = TypeVar("T")
 _Kind = Literal["candidate_tokens", "rollout_tokens", "scoring_tokens"]
@@ -110,8 +110,10 @@ class TokenBudget(Turnstile):
 class Metered(BackendWrapper):
     """Counts calls and tokens of a backend, of all runs over this object together.
 
-    Finished states cost nothing. What a failed or cancelled call had drawn is not known and not counted. Where a
-    backend does not tell the tokens of a rollout (an endpoint that takes and gives text), the most that it can have
+    Finished states cost nothing. What a failed or cancelled call had drawn is not known and not counted, and neither is
+    what a pool within draws again at another member, which it does with a whole call. So a budget that is to hold for
+    all that is drawn belongs on each member of a pool: ``Pool([Metered(one, budget), Metered(other, budget)])``. Where
+    a backend does not tell the tokens of a rollout (an endpoint that takes and gives text), the most that it can have
     had is counted.
 
     Args:
@@ -233,8 +235,6 @@ class Metered(BackendWrapper):
 
     def _refuse_twice(self) -> None:
         """Refuse a budget that a call would wait for while it holds some of it."""
-        backend = self.inner
-        while isinstance(backend, BackendWrapper):
+        for backend in layers(self.inner):
             if self.budget is not None and isinstance(backend, Metered) and backend.budget is self.budget:
                 raise BackendError("a backend within has the same token budget already; give it to one of them")
-            backend = backend.inner

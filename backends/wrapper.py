@@ -1,13 +1,15 @@
 """A backend around another one, which passes everything on: the base of retries, limits, metering and tracing.
 
 Wrappers may be stacked in any order. Usual is ``Traced(Metered(Retrying(Limited(backend, 8))))``: a call that waits for
-its next try holds no place, and is one call to those outside.
+its next try holds no place, and is one call to those outside. A `Limiter` and a `TokenBudget` that several stacks share
+must be nested in the same order in all of them, the budget outside: otherwise a call with a place may wait for tokens
+that one without has set aside. The ``max_concurrency`` of an endpoint is inside already.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -30,6 +32,11 @@ class BackendWrapper:
     def __init__(self, inner: Backend) -> None:
         """Keep the backend."""
         self.inner = inner
+
+    @property
+    def parts(self) -> tuple[Backend, ...]:
+        """The backend that is wrapped; see `layers`."""
+        return (self.inner,)
 
     @property
     def name(self) -> str:
@@ -84,6 +91,13 @@ class BackendWrapper:
     def __repr__(self) -> str:
         """Name the wrapper and what it wraps, as it is nested."""
         return f"{type(self).__name__}({self.inner!r})"
+
+
+def layers(backend: Backend) -> Iterator[Backend]:
+    """Yield a backend and all that its calls may go through: what it lists as its ``parts``, and theirs in turn."""
+    yield backend
+    for part in getattr(backend, "parts", ()):
+        yield from layers(part)
 
 
 class StateNotes(Generic[T]):

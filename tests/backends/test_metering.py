@@ -16,8 +16,11 @@ from backends import BackendError, BudgetExceededError, Completion, EndpointErro
 from backends.enumerable import EnumerableBackend
 from backends.limits import Limited
 from backends.metering import BackendUsage, Metered, TokenBudget
+from backends.pool import Pool
 from backends.scripted import ScriptedBackend
 from backends.wrapper import BackendWrapper
+
+from .faulty import FaultyBackend
 
 PLAIN = SamplingParams()
 FOUR = ScriptedBackend(["a b c"])
@@ -372,6 +375,26 @@ def test_one_budget_twice_in_one_stack_is_refused() -> None:
         Metered(inner, budget)
     assert Metered(inner, TokenBudget(10)).inner is inner
     assert Metered(Limited(Metered(FOUR), 1)).budget is None
+
+
+def test_one_budget_around_a_pool_and_within_it_is_refused() -> None:
+    """A call would wait for what it has set aside itself."""
+    budget = TokenBudget(10)
+    pool = Pool([Metered(ScriptedBackend(["x"]), budget), Limited(Metered(ScriptedBackend(["x"]), budget), 1)])
+    with pytest.raises(BackendError, match="within has the same token budget"):
+        Metered(Limited(pool, 1), budget)
+    assert Metered(pool, TokenBudget(10)).inner is pool
+
+
+async def test_a_budget_on_the_members_of_a_pool_counts_what_is_drawn_twice() -> None:
+    """The pool has a call of which a row was lost done again at another member."""
+    budget = TokenBudget(1000)
+    one, two = [FaultyBackend(ScriptedBackend(["a b c"])) for _ in range(2)]
+    one.plan = lambda number, call: "lose" if call == "rollout" else None
+    pool = Metered(Pool([Metered(one, budget), Metered(two, budget)]))
+    start = await pool.begin("a question", max_tokens=10, params=PLAIN)
+    await pool.rollout([start], 3, seed=0)
+    assert (pool.usage.rollout_tokens, budget.spent) == (3 * 4, 2 * 4 + 3 * 4)
 
 
 async def test_notes_of_states_do_not_pile_up() -> None:

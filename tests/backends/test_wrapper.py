@@ -11,10 +11,11 @@ from backends.base import BackendContext
 from backends.enumerable import EnumerableBackend
 from backends.limits import Limited, Limiter
 from backends.metering import Metered, TokenBudget
+from backends.pool import Pool
 from backends.retries import Retrying, RetryPolicy
 from backends.scripted import ScriptedBackend
 from backends.telemetry import Traced
-from backends.wrapper import BackendWrapper, StateNotes
+from backends.wrapper import BackendWrapper, StateNotes, layers
 
 from .conformance import CHECKS, Check
 from .test_conformance import SCRIPT
@@ -139,6 +140,14 @@ async def test_errors_come_through_as_they_are(wrap: Wrap) -> None:
 def test_a_wrapper_shows_what_it_wraps() -> None:
     wrapped = Metered(Limited(EnumerableBackend.random(1, letters="abcd"), 1))
     assert repr(wrapped).startswith("Metered(Limited(<backends.enumerable.EnumerableBackend")
+
+
+def test_the_layers_of_a_backend_are_all_that_its_calls_may_go_through() -> None:
+    one, two = ScriptedBackend(["one"]), ScriptedBackend(["one"])
+    limited = Limited(two, 1)
+    pool = Pool([one, limited])
+    traced = Traced(pool)
+    assert list(layers(traced)) == [traced, pool, one, limited, two]
 
 
 def test_notes_live_as_long_as_their_states() -> None:

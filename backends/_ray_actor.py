@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from backends._ray_replica import Description, Failure, Origin, Parcel
+from backends._ray_replica import RESTART_SECONDS, Description, Failure, Origin, Parcel, Value
 from backends.base import (
     Backend,
     BackendContext,
@@ -39,7 +39,7 @@ class _Handle:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ActorState(State):
+class _ActorState(Value):
     origin: Origin = field(repr=False)
     handle: _Handle = field(repr=False, compare=False)
     parent: int | None = field(default=None, repr=False, compare=False)
@@ -155,7 +155,7 @@ class ActorBackend(BackendContext):
             ids = other.token_ids
             if ids[: len(own.token_ids)] != own.token_ids or len(ids) != other.num_tokens:
                 raise BackendError(f"the tokens {ids} do not continue the state with {own.token_ids}")
-            value = replace(_value(other), confidence=None)
+            value = replace(Value.of(other), confidence=None, prompt_tokens=own.prompt_tokens)
             adopted.append(_state(value, own.origin, self._handle(), parent=own.handle.key))
         return adopted
 
@@ -199,8 +199,11 @@ class ActorBackend(BackendContext):
             raise BackendError(f"{method} failed in a replica of {self.name}: {error.cause or error}") from error
         except RayError as error:
             self._check_open()
+            # Ray is starting an actor again that it calls unavailable; one that died stays dead.
             raise EndpointError(
-                f"{method} failed, a replica of {self.name} is gone: {error}", retryable=True
+                f"{method} failed, a replica of {self.name} is gone: {error}",
+                retryable=True,
+                retry_after=RESTART_SECONDS if isinstance(error, ActorUnavailableError) else None,
             ) from error
         if isinstance(value, Failure):
             raise value.error
@@ -217,17 +220,13 @@ def _own(state: State) -> _ActorState:
     return state
 
 
-def _value(state: State) -> State:
-    return State(**{entry.name: getattr(state, entry.name) for entry in fields(State)})
-
-
-def _state(value: State, origin: Origin, handle: _Handle, *, parent: int | None = None) -> _ActorState:
-    shown = {entry.name: getattr(value, entry.name) for entry in fields(State)}
+def _state(value: Value, origin: Origin, handle: _Handle, *, parent: int | None = None) -> _ActorState:
+    shown = {entry.name: getattr(value, entry.name) for entry in fields(Value)}
     return _ActorState(**shown, origin=origin, handle=handle, parent=parent)
 
 
 def _parcel(state: _ActorState) -> Parcel:
-    return Parcel(state.handle.key, _value(state), state.origin, state.parent)
+    return Parcel(state.handle.key, Value.of(state), state.origin, state.parent)
 
 
 _: type[Backend] = ActorBackend

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 from backends.base import Backend, Capabilities, Completion, Prompt, SamplingParams, State
 from backends.catalog import load
 from backends.errors import BackendError, EndpointError, PromptError
 from backends.tokenization import Tokenization
+
+RESTART_SECONDS = 1.0
+"""How soon (seconds) a replica that is being started again may be asked again. That an error names a time keeps a pool
+from waiting longer with each try."""
 
 
 class StateError(PromptError):
@@ -36,6 +40,18 @@ class Origin:
         """Return the empty response of a model."""
         prompt = self.prompt if isinstance(self.prompt, str) else [dict(message) for message in self.prompt]
         return await backend.begin(prompt, max_tokens=self.max_tokens, params=self.params)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value(State):
+    """What everybody may know of a state; some of it is no field of others."""
+
+    prompt_tokens: int | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, state: State) -> Self:
+        """Return the value of a state."""
+        return cls(**{entry.name: getattr(state, entry.name) for entry in fields(Value)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +164,11 @@ class Replica:
         """
         task = self._load()
         if not task.done():
-            raise EndpointError(f"the replica has been started again and is loading {self._name}", retryable=True)
+            raise EndpointError(
+                f"the replica has been started again and is loading {self._name}",
+                retryable=True,
+                retry_after=RESTART_SECONDS,
+            )
         return task.result()
 
     def _keep(self, key: int, state: State) -> State:
@@ -157,7 +177,7 @@ class Replica:
         self._states.move_to_end(key)
         while len(self._states) > self._max_states:
             self._states.popitem(last=False)
-        return State(**{entry.name: getattr(state, entry.name) for entry in fields(State)})
+        return Value.of(state)
 
     async def _known(self, backend: Backend, parcels: Sequence[Parcel]) -> list[State]:
         """Return the states of parcels; those that are not known are made again."""

@@ -29,6 +29,8 @@ from backends import (
     MissingExtraError,
     Prompt,
     PromptError,
+    Retrying,
+    RetryPolicy,
     SamplingParams,
     State,
     UnknownModelError,
@@ -337,6 +339,20 @@ async def test_a_killed_actor_costs_nothing_and_comes_back(shared: RayBackend, m
     assert await inside(home.backend._actor, lambda _: os.getpid()) != pid
 
 
+async def test_the_loss_of_all_actors_at_once_is_waited_for(shared: RayBackend) -> None:
+    """With the policy that the documentation gives for this."""
+    patient = Retrying(shared, RetryPolicy(attempts=30, longest_delay=5, deadline=300))
+    start = await patient.begin(QUESTION, max_tokens=30, params=PLAIN)
+    drawn = await patient.extend(start, 2, tokens=5, seed=0)
+    expected = await patient.rollout(drawn, 2, seed=1)
+    pids = [await inside(actor, lambda _: os.getpid()) for actor in actors(shared)]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    again = await patient.rollout(drawn, 2, seed=1)
+    assert [[c.token_ids for c in group] for group in again] == [[c.token_ids for c in group] for group in expected]
+    assert not any(member.failures > 1 for member in shared._roster.members), "to be started again is no failure"
+
+
 async def test_a_state_that_an_actor_has_forgotten_is_made_again(shared: RayBackend) -> None:
     start = await shared.begin(QUESTION, max_tokens=30, params=SamplingParams(temperature=1.5, confidence=True))
     drawn = await shared.extend(start, 3, tokens=5, seed=0)
@@ -482,7 +498,7 @@ async def test_a_replica_that_is_loading_sends_calls_elsewhere(
     answer = await replica.call("begin", 0, ORIGIN)
     assert isinstance(answer, Failure)
     assert isinstance(answer.error, EndpointError)
-    assert answer.error.retryable
+    assert (answer.error.retryable, answer.error.retry_after) == (True, 1.0)
     await replica.describe()
     assert (await replica.call("begin", 0, ORIGIN)).text == ""
 

@@ -10,7 +10,7 @@ from typing import Any
 from backends.base import Capabilities, Prompt, SamplingParams
 from backends.endpoints import replies
 from backends.endpoints.client import Client
-from backends.endpoints.decoding import Detokenizer, Seam
+from backends.endpoints.decoding import Detokenizer, Seam, looks_special
 from backends.endpoints.dialects import (
     INCOMPLETE,
     Draw,
@@ -195,5 +195,6 @@ def _ids(state: EndpointState) -> Sequence[int]:
 
 
 def _whole(token_texts: Sequence[Any]) -> bool:
-    """Whether the last token's text shows that no character is left open after it; no text does not."""
-    return bool(token_texts and token_texts[-1]) and not str(token_texts[-1]).endswith(INCOMPLETE)
+    """Whether the last token's text shows that no character is left open after it; no text, or a mark, does not."""
+    last = str(token_texts[-1]) if token_texts and token_texts[-1] else INCOMPLETE
+    return not last.endswith(INCOMPLETE) and not looks_special(last)

@@ -12,10 +12,6 @@ from backends.text import settled
 
 _WINDOW = 16
 """Tokens decoded before those whose text is asked for: more than one character has, so that all of it is among them."""
-_TAIL = 16
-"""Characters by which the end of a known text is found again."""
-_MOST_HIDDEN = 8
-"""Different special tokens that are looked for in one response; there is something else when there are more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +40,7 @@ class Detokenizer:
 
     async def splits(self, ids: Sequence[int]) -> bool:
         """Whether tokens end within a character."""
-        return (await self.text(ids[-_WINDOW:])).endswith(INCOMPLETE)
+        return _open(await self.text(ids[-_WINDOW:]))
 
     async def known(self, state: EndpointState) -> tuple[str, bool]:
         """Return a state's text so far, and whether its last token ends within a character.
@@ -54,14 +50,16 @@ class Detokenizer:
         if state.raw is not None:
             return state.raw, state.split
         decoded = await self.text(state.token_ids)
-        split, whole, stop = decoded.endswith(INCOMPLETE), decoded.rstrip(INCOMPLETE), state.params.stop
-        if settled(whole, stop) == state.text:
+        split, whole, stop = _open(decoded), decoded.rstrip(INCOMPLETE), state.params.stop
+        known = settled(state.text, stop)
+        if settled(whole, stop) == known:
             return whole, split
-        # With special tokens among them: then only the end is new, which may become a stop string.
-        tail = state.text[-_TAIL:]
-        place = whole.rfind(tail) if tail else -1
-        raw = state.text + whole[place + len(tail) :] if place >= 0 else state.text
-        return raw if settled(raw, stop) == state.text else state.text, split
+        # With special tokens among them: then only an end is new that may become a stop string.
+        whole = _unmarked(decoded).rstrip(INCOMPLETE)
+        for length in range(max(map(len, stop), default=1) - 1, 0, -1):
+            if settled(known + whole[-length:], stop) == known:
+                return known + whole[-length:], split
+        return known, split
 
     async def at(self, ids: Sequence[int], raw: str) -> Seam:
         """Return the place after some tokens, of which the whole characters are known as ``raw``."""
@@ -119,26 +117,35 @@ class Seam:
         """Find special tokens by which a text differs from what was told, the last one first; say whether they were."""
         special = self.detokenizer.special
         found: set[int] = set()
-        while not told.endswith(_later(new)) and len(found) < _MOST_HIDDEN:
+        while not told.endswith(_later(new)):
             shown = [token for token in ids if token not in found | special]
             low, high = 0, len(shown) - 1
             while low < high:
                 middle = (low + high + 1) // 2
                 head = (await self._new(shown[:middle])).rstrip(INCOMPLETE)
                 low, high = (low, middle - 1) if told.endswith(new[len(head) :].rstrip(INCOMPLETE)) else (middle, high)
-            if not shown or not _bracketed(await self.detokenizer.text(shown[low : low + 1])):
-                return False
+            if not shown or not looks_special(await self.detokenizer.text(shown[low : low + 1])):
+                return False  # It is something else, and nothing is known of any token.
             found.add(shown[low])
             new = await self._new([token for token in ids if token not in found])
-        if not told.endswith(_later(new)):
-            return False  # It was something else, and nothing is known of any token.
         special |= found
         return True
 
 
-def _bracketed(text: str) -> bool:
+def looks_special(text: str) -> bool:
     """Whether a token's text looks like a special one's: ``<|im_end|>``, ``</s>``, ``[SEP]``."""
     return len(text) > 2 and (text[0], text[-1]) in {("<", ">"), ("[", "]")}
+
+
+def _unmarked(text: str) -> str:
+    """Return a text without special tokens at its end."""
+    begin = max(text.rfind("<"), text.rfind("["))
+    return _unmarked(text[:begin]) if begin >= 0 and looks_special(text[begin:]) else text
+
+
+def _open(text: str) -> bool:
+    """Whether a text ends within a character, whatever special tokens come after."""
+    return text.endswith(INCOMPLETE) or _unmarked(text).endswith(INCOMPLETE)
 
 
 def _later(new: str) -> str:

@@ -31,16 +31,13 @@ class LocalModel:
     Args:
         backend: Stays the caller's, who closes it.
         max_model_len: Most tokens of prompt and response together; by default the model's own.
-        withholds: Whether a character that is not complete is left out of a text, as by vLLM; otherwise its place is
-            marked.
     """
 
     instant = False
 
-    def __init__(self, backend: LocalBackend, *, max_model_len: int | None = None, withholds: bool = True) -> None:
+    def __init__(self, backend: LocalBackend, *, max_model_len: int | None = None) -> None:
         """Take a backend."""
         self._backend = backend
-        self._withholds = withholds
         self._owned = False
         self._tokenizer: Any = backend._tokenizer
         self.name = backend.name
@@ -146,7 +143,7 @@ class LocalModel:
             ids = ids[: place + 1]
         ended = ids[-1] in self.end_ids or place is not None
         body = ids[:-1] if ended and not sampling.include_stop else ids
-        if self._withholds and self.decode(prompt, skip_special=True).endswith(_INCOMPLETE):
+        if self.decode(prompt, skip_special=True).endswith(_INCOMPLETE):
             # vLLM decodes the prompt along with what completes its last character, and then knows no longer which text
             # is which: it tells both, and looks for stop strings in both.
             for count in range(1, len(body) + 1):
@@ -160,7 +157,7 @@ class LocalModel:
             text = text and self.decode([*prompt, *body], skip_special=True)
         else:
             text = self.decode(body, skip_special=True)
-        text = text.rstrip(_INCOMPLETE) if self._withholds else text
+        text = text.rstrip(_INCOMPLETE)
         if found := find_stop(text, sampling.stop, include=sampling.include_stop):
             return Drawn(token_ids=ids, text=found[1], finish_reason="stop", stop_reason=found[0])
         if not ended:

@@ -10,7 +10,6 @@ from typing import Any, NoReturn, TypeVar, get_args
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect
 
 from ets_agent.server.errors import ApiError, ClientGoneError
 
@@ -21,6 +20,8 @@ MAX_DEPTH = 64
 _DISCARD_SECONDS = 2.0
 """How long the rest of a body that is too large is read and thrown away: clients that are still sending when the
 connection ends do not see the answer."""
+_CLOSE = {"Connection": "close"}
+"""What is left of a body that was not read must not be taken for the next request."""
 
 
 def body_of(model: type[M], *, max_bytes: int, seconds: float) -> Callable[[Request], Awaitable[M]]:
@@ -37,42 +38,39 @@ def body_of(model: type[M], *, max_bytes: int, seconds: float) -> Callable[[Requ
         # Browsers let any page send text or forms to any address, and ask before they send JSON.
         if kind != "application/json":
             raise ApiError(415, f"the body is {kind!r:.80}; allowed: application/json")
-        try:
-            async with asyncio.timeout(seconds):
-                raw = await _bytes(request, max_bytes)
-        except TimeoutError:
-            raise ApiError(408, f"the body did not arrive within {seconds:g} seconds") from None
-        except ClientDisconnect:
-            raise ClientGoneError from None
+        raw = await _bytes(request, max_bytes, seconds)
         return _validated(model, raw)
 
     return read
 
 
-async def _bytes(request: Request, most: int) -> bytes:
+async def _bytes(request: Request, most: int, seconds: float) -> bytes:
+    """Return the body, of which no more than what is allowed is ever kept."""
     told = request.headers.get("content-length", "")
+    too_large = told.isdecimal() and int(told) > most
     parts: list[bytes] = []
-    size = int(told) if told.isdecimal() else 0
-    if size <= most:
-        size = 0
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                break
-            parts.append(part)
-    if size > most:
-        await _discard(request)
-        raise ApiError(413, f"the body is too large; allowed: at most {most} bytes", code="request_too_large")
-    return b"".join(parts)
-
-
-async def _discard(request: Request) -> None:
+    size, more = 0, True
     try:
-        async with asyncio.timeout(_DISCARD_SECONDS):
-            while (await request.receive()).get("more_body", False):
-                pass
+        async with asyncio.timeout(min(seconds, _DISCARD_SECONDS) if too_large else seconds) as limit:
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGoneError
+                part, more = message.get("body", b""), message.get("more_body", False)
+                size += len(part)
+                if size <= most and not too_large:
+                    parts.append(part)
+                elif not too_large:
+                    too_large = True
+                    parts.clear()
+                    limit.reschedule(asyncio.get_running_loop().time() + min(seconds, _DISCARD_SECONDS))
     except TimeoutError:
-        pass
+        if not too_large:
+            raise ApiError(408, f"the body did not arrive within {seconds:g} seconds", headers=_CLOSE) from None
+    if too_large:
+        text = f"the body is too large; allowed: at most {most} bytes"
+        raise ApiError(413, text, code="request_too_large", headers=_CLOSE)
+    return b"".join(parts)
 
 
 def _validated(model: type[M], raw: bytes) -> M:

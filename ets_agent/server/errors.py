@@ -14,10 +14,8 @@ from starlette.exceptions import HTTPException
 from backends import (
     BackendClosedError,
     BackendError,
-    CapabilityError,
     ContextLengthError,
     EndpointError,
-    PromptError,
     QueueFullError,
 )
 from ets_agent.guided import RequestError
@@ -88,10 +86,9 @@ def translate(error: Exception) -> ApiError:
     """
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, ContextLengthError):
-        return ApiError(400, str(error), code="context_length_exceeded")
-    if isinstance(error, RequestError | PromptError | CapabilityError):
-        return ApiError(400, str(error))
+    if isinstance(error, RequestError):
+        too_long = isinstance(error.__cause__, ContextLengthError)
+        return ApiError(400, str(error), code="context_length_exceeded" if too_long else None)
     if isinstance(error, QueueFullError):
         return ApiError(429, "all places are taken; try again later", code="queue_full", retry_after=QUEUE_RETRY_AFTER)
     if isinstance(error, HTTPException):

@@ -108,8 +108,8 @@ def test_a_run_that_fails_at_once_leaves_no_file(ets: Ets, loader: Loader, tmp_p
 
 
 def stuck(path: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start a run whose second step never ends, and return when it has got there."""
-    command = [sys.executable, "-m", "tests.traces.stuck_ets", "solve", QUESTION, "--steps", "8", "--trace", str(path)]
+    """Start a run whose second step never ends, and return when it has got there; no response ends in the first."""
+    command = [sys.executable, "-m", "tests.traces.stuck_ets", "solve", QUESTION, "--steps", "16", "--trace", str(path)]
     process = subprocess.Popen([*command, *arguments], cwd=ROOT, stderr=subprocess.PIPE)
     assert process.stderr is not None
     assert process.stderr.readline() == b"stuck\n"
@@ -125,7 +125,7 @@ def test_a_process_that_is_killed_leaves_what_was_written(
         process.send_signal(number)
         assert process.wait(PATIENCE) == code
     trace = read_trace(path)
-    assert (len(trace.steps), trace.step, trace.num_steps, trace.finished) == (1, 2, 8, False)
+    assert (len(trace.steps), trace.step, trace.num_steps, trace.finished) == (1, 2, 16, False)
     assert trace.steps[0].candidates
     assert ets("trace", str(path)).exit_code == 0
     assert MARK in (tmp_path / "run.html").read_text()

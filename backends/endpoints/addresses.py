@@ -52,6 +52,6 @@ def valid(url: str) -> bool:
 
 
 def credentials(url: str) -> str | None:
-    """Return ``USER:PASSWORD`` of an address, decoded, where it has them."""
+    """Return ``USER:PASSWORD`` of an address, decoded, where it has them; the password may be empty."""
     user, at, _ = urlsplit(url).netloc.rpartition("@")
-    return unquote(user) if at else None
+    return unquote(user if ":" in user else f"{user}:") if at else None

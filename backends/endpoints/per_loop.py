@@ -37,12 +37,13 @@ class PerLoop(Generic[T]):
     async def aclose(self) -> None:
         """Close all of them; those of other threads' loops a little later."""
         here = asyncio.get_running_loop()
-        for loop, (_, lifetime) in list(self._open.items()):
+        open_ = list(self._open.items())
+        self._open.clear()  # At once, so that two who close at the same time do not close the same ones.
+        for loop, (_, lifetime) in open_:
             if loop is here:
                 await lifetime.aclose()
             elif loop.is_running():
                 asyncio.run_coroutine_threadsafe(lifetime.aclose(), loop)
-        self._open.clear()
 
     async def _lifetime(self, made: T) -> AsyncGenerator[None]:
         """Last as long as an event loop: `asyncio.run` closes the asynchronous generators begun in it."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from backends.base import Backend, Completion, Prompt, SamplingParams, State
 from backends.errors import BackendError, QueueFullError
-from backends.wrapper import BackendWrapper
+from backends.wrapper import BackendWrapper, layers
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -244,12 +244,17 @@ class Limited(BackendWrapper):
     Args:
         inner: The backend that does the work.
         limiter: The places, which other backends may share, or how many there are for this one alone.
+
+    Raises:
+        BackendError: A backend within has the same limiter: calls that hold a place would wait for another one.
     """
 
     def __init__(self, inner: Backend, limiter: Limiter | int) -> None:
         """Keep the limiter."""
         super().__init__(inner)
         self.limiter = limiter if isinstance(limiter, Limiter) else Limiter(limiter)
+        if any(getattr(part, "limiter", None) is self.limiter for part in layers(inner)):
+            raise BackendError("a backend within has the same limiter already; give it to one of them")
 
     async def begin(self, prompt: Prompt, *, max_tokens: int, params: SamplingParams) -> State:
         """Return the empty response to a prompt; see `Backend.begin`."""

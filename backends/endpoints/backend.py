@@ -77,6 +77,11 @@ class EndpointBackend(BackendContext):
         return self._name
 
     @property
+    def limiter(self) -> Limiter:
+        """The places for its requests."""
+        return self._limiter
+
+    @property
     def capabilities(self) -> Capabilities:
         """What was found out about the server."""
         return self._dialect.capabilities

@@ -12,9 +12,11 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from backends import BackendError, QueueFullError, SamplingParams
+from backends import BackendError, Pool, QueueFullError, SamplingParams
 from backends.limits import Limited, Limiter
+from backends.openai import OpenAIBackend
 from backends.scripted import ScriptedBackend
+from tests.fake_server import FakeServer, ScriptedModel
 
 PLAIN = SamplingParams()
 
@@ -548,3 +550,14 @@ async def test_a_place_that_is_given_back_while_nobody_could_be_let_in_is_not_fo
     assert first.inside
     await _finish(first, second)
     assert (limiter.active, limiter.waiting) == (0, 0)
+
+
+async def test_one_limiter_around_a_backend_and_within_it_is_refused() -> None:
+    limiter = Limiter(1)
+    pool = Pool([Limited(ScriptedBackend(["x"]), 1), Limited(ScriptedBackend(["x"]), limiter)])
+    with FakeServer(ScriptedModel(["x"])) as server:
+        async with await OpenAIBackend.connect("scripted", server.base_url, max_concurrency=limiter) as endpoint:
+            for within in (pool, endpoint):
+                with pytest.raises(BackendError, match="within has the same limiter"):
+                    Limited(within, limiter)
+                assert Limited(within, Limiter(1)).inner is within

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,9 +22,8 @@ TEST = {"name": "code_tests", "test": "assert True"}
 
 
 @pytest.fixture
-def _registry_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _registry_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    yield
 
 
 def asked(reward: Any, policy: Policy | None = None) -> Any:
@@ -155,6 +153,11 @@ def test_what_is_on_offer_is_built(reward: Any) -> None:
     assert rewards.build(asked(reward)).name in DEFAULT_REWARDS
 
 
+OPERATORS = {
+    "model", "sandbox", "timeout", "memory", "reward", "rewards", "condition", "concurrency", "seed", "weights",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", sorted(info.name for info in rewards.available()))
 def test_of_a_reward_offered_by_name_callers_choose_what_is_about_the_task(name: str) -> None:
     takes = {parameter.split(":")[0].split("=")[0].strip() for parameter in rewards.describe(name).parameters}
@@ -163,8 +166,7 @@ def test_of_a_reward_offered_by_name_callers_choose_what_is_about_the_task(name:
     for argument in takes - set(offer.caller_arguments):
         with pytest.raises(RequestError, match=f"takes no argument '{argument}' here"):
             asked({"name": name, argument: None}, Policy(rewards=[name]))
-    for dangerous in ["model", "sandbox", "timeout", "memory", "reward", "rewards", "condition", "concurrency", "seed", "weights"]:
-        assert dangerous not in offer.caller_arguments
+    assert not OPERATORS & set(offer.caller_arguments)
 
 
 def test_the_first_reward_is_the_default() -> None:
@@ -260,7 +262,7 @@ def test_ceilings_are_whole_numbers_above_0(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("value", [0, -1.0, True, math.nan, math.inf, "8"])
 def test_the_longest_time_is_a_number_above_0(value: Any) -> None:
-    with pytest.raises(ConfigError, match="max_seconds is .*; allowed: a number above 0"):
+    with pytest.raises(ConfigError, match=r"max_seconds is .*; allowed: a number above 0"):
         Policy(max_seconds=value)
 
 

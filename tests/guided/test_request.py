@@ -78,7 +78,7 @@ def test_what_is_wrong_is_said_by_name(given: Any, said: str) -> None:
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
-    with pytest.raises(RequestError, match="effort is 'x'.*; max_tokens is 0"):
+    with pytest.raises(RequestError, match=r"effort is 'x'.*; max_tokens is 0"):
         GuidedRequest.build({"question": "q", "effort": "x", "max_tokens": 0})
 
 

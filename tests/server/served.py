@@ -204,12 +204,12 @@ def post(body: bytes, path: str = "/v1/chat/completions", *, length: int | None 
 
 def read_until(connection: socket.socket, wanted: bytes) -> bytes:
     """Read until something has come; return all that has come."""
-    seen = b""
-    while wanted not in seen:
+    seen = bytearray()
+    while seen.find(wanted, -65536 - len(wanted)) < 0:
         data = connection.recv(65536)
         assert data, f"the connection ended without {wanted!r}: {seen!r}"
         seen += data
-    return seen
+    return bytes(seen)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -63,7 +63,7 @@ def test_settings_reach_the_run(scripted: Served) -> None:
 
 
 def test_a_token_budget_cuts_a_run_short(scripted: Served) -> None:
-    (choice,) = scripted.chat(ets={"token_budget": 20}, seed=1).json["choices"]
+    (choice,) = scripted.chat(ets={"token_budget": 5}, seed=1).json["choices"]
     assert choice["finish_reason"] == "length"
     assert (choice["ets"]["finish_reason"], choice["ets"]["cut_short"]) == ("budget", True)
 

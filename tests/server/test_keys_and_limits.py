@@ -1,0 +1,243 @@
+"""Who is let in, and what one caller may have."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from backends.scripted import ScriptedBackend
+from ets_agent import ConfigError
+from ets_agent.keys import Keys, read_keys
+from ets_agent.server import Limits, bind
+from ets_agent.server.errors import ApiError
+from ets_agent.server.limits import Admission
+from tests.server.models import Gated
+from tests.server.served import CHAT, LOW, SCRIPT, Served, post, read_until, wait_until
+
+PATHS = ["/v1/models", "/v1/models/scripted", "/v1/rewards", "/metrics", "/openapi.json", "/nowhere"]
+
+
+@pytest.fixture(scope="module")
+def locked() -> object:
+    with Served(ScriptedBackend(SCRIPT), keys=["first", "second"]) as served:
+        yield served
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_nothing_is_told_without_a_key(locked: Served, path: str) -> None:
+    refused = locked.ask("GET", path)
+    assert (refused.status, refused.error["code"]) == (401, "invalid_api_key")
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert locked.ask("GET", path, key="second").status == (404 if path == "/nowhere" else 200)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "Bearer wrong",
+        "Bearer firs",
+        "Bearer first2",
+        "Bearer ",
+        "Bearer",
+        "first",
+        "Basic first",
+        "Bearer first second",
+        "Bearer \xff",
+    ],
+)
+def test_a_key_must_be_shown_as_a_whole(locked: Served, shown: str) -> None:
+    for body in (CHAT, {"no": "request"}):
+        refused = locked.ask("POST", "/v1/chat/completions", body, headers={"Authorization": shown})
+        assert (refused.status, refused.error["type"]) == (401, "invalid_request_error")
+
+
+@pytest.mark.parametrize("shown", ["Bearer first", "bearer second", "BEARER  first"])
+def test_each_key_lets_in(locked: Served, shown: str) -> None:
+    assert locked.ask("POST", "/v1/chat/completions", CHAT | LOW, headers={"Authorization": shown}).status == 200
+
+
+def test_whether_the_server_is_up_is_no_secret(locked: Served) -> None:
+    assert locked.ask("GET", "/healthz").status == 200
+
+
+def test_a_body_is_not_read_without_a_key(locked: Served) -> None:
+    with locked.connection() as connection:
+        connection.sendall(post(b"", length=10**9))
+        assert read_until(connection, b"invalid_api_key").startswith(b"HTTP/1.1 401 ")
+
+
+def test_keys_come_from_a_file_and_from_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# ours\none # of Ada\n\n  two  \n")
+    keys = read_keys(file, {"ETS_API_KEYS": "three, four\nfive"})
+    assert all(key in keys for key in ("one", "two", "three", "four", "five"))
+    assert not any(key in keys for key in ("", "six", "one # of Ada", "#"))
+    assert not read_keys(None, {}).required
+    assert not read_keys(None, {"ETS_API_KEYS": " ,"}).required
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing\n\n", b"two words\n", b"\xff\n", "schlüssel".encode()])
+def test_a_file_without_usable_keys_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError):
+        read_keys(file, {})
+    with pytest.raises(ConfigError, match="cannot read API keys"):
+        read_keys(tmp_path, {})
+
+
+def test_all_keys_are_compared_whichever_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hmac
+
+    compared: list[bytes] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append(one)
+        assert len(one) == len(other) == 32
+        return one == other
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    keys = Keys(["first", "second", "third"])
+    for shown in ("first", "third", "none", ""):
+        compared.clear()
+        assert (shown in keys) == (shown in ("first", "third"))
+        assert len(compared) == 3
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_other_machines_need_keys(host: str) -> None:
+    with pytest.raises(ConfigError, match="callers need keys"):
+        bind(host, 0, keys=False)
+    bind("0.0.0.0", 0, keys=True).close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1.2.3"])
+def test_this_machine_needs_none(host: str) -> None:
+    bind(host, 0, keys=False).close()
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
+            bind("127.0.0.1", port, keys=False)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_a_minute_allows_comes_back_bit_by_bit() -> None:
+    clock = Clock()
+    admission = Admission(Limits(rate=6), clock=clock)
+    for _ in range(2):
+        with admission.admit(b"ada", 3):
+            pass
+    with pytest.raises(ApiError, match="allowed: 6") as caught, admission.admit(b"ada", 1):
+        pass
+    assert (caught.value.status, caught.value.headers["Retry-After"]) == (429, "10")
+    with admission.admit(b"ben", 6):
+        pass
+    clock.now += 10.001
+    with admission.admit(b"ada", 1):
+        pass
+    with pytest.raises(ApiError) as caught, admission.admit(b"ada", 3):
+        pass
+    assert caught.value.headers["Retry-After"] == "30"
+    clock.now += 10_000
+    with admission.admit(b"ada", 6), pytest.raises(ApiError), admission.admit(b"ada", 1):
+        pass
+
+
+def _admit(admission: Admission, answers: int) -> None:
+    with admission.admit(b"ada", answers):
+        pass
+
+
+def test_places_of_a_key_are_given_back_whatever_happens() -> None:
+    admission = Admission(Limits(key_concurrency=3))
+    with pytest.raises(KeyError), admission.admit(b"ada", 3):
+        raise KeyError
+    with admission.admit(b"ada", 2):
+        with pytest.raises(ApiError, match="2 answers for this key are in the making; allowed: 3"):
+            _admit(admission, 2)
+        with admission.admit(b"ada", 1), admission.admit(b"ben", 3):
+            pass
+
+
+def test_what_can_never_be_is_no_matter_of_time() -> None:
+    for limits in (Limits(rate=3), Limits(key_concurrency=3), Limits(max_answers=3)):
+        with pytest.raises(ApiError, match="4 answers are asked for at once; allowed: at most 3") as caught:
+            _admit(Admission(limits), 4)
+        assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("limits", [{"rate": 0}, {"key_concurrency": 0}, {"max_answers": 0}, {"max_body": 0}])
+def test_limits_are_numbers_above_zero(limits: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="allowed: a number above 0"):
+        Limits(**limits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_key_has_so_many_answers_at_a_time(stream: bool) -> None:
+    backend = Gated()
+    with Served(backend, keys=["ada", "ben"], limits=Limits(key_concurrency=1)) as served, served.connection() as one:
+        import json
+
+        one.sendall(post(json.dumps(CHAT | LOW).encode()).replace(b"Host", b"Authorization: Bearer ada\r\nHost"))
+        wait_until(lambda: backend.waiting == 1)
+        refused = served.ask("POST", "/v1/chat/completions", {**CHAT, "stream": stream}, key="ada")
+        assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
+        assert refused.headers["retry-after"] == "1"
+        backend.open()
+        assert served.ask("POST", "/v1/chat/completions", CHAT | LOW, key="ben").status == 200
+        read_until(one, b"chat.completion")
+        assert served.ask("POST", "/v1/chat/completions", CHAT | LOW, key="ada").status == 200
+
+
+def test_a_minute_has_so_many_answers() -> None:
+    with Served(ScriptedBackend(SCRIPT), limits=Limits(rate=2)) as served:
+        assert served.chat(**LOW, n=2).status == 200
+        refused = served.chat(**LOW)
+        assert refused.status == 429
+        assert 25 <= int(refused.headers["retry-after"]) <= 30
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue_says_when_to_come_back(stream: bool) -> None:
+    backend = Gated()
+    with Served(backend, max_concurrency=1, max_queue=1) as served, served.asked(CHAT), served.asked(CHAT):
+        wait_until(lambda: (backend.waiting, served.reasoning.places.waiting) == (1, 1))
+        refused = served.chat(stream=stream)
+        assert (refused.status, refused.error["code"]) == (429, "queue_full")
+        assert refused.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_choices_are_refused_together(stream: bool) -> None:
+    with Served(ScriptedBackend(SCRIPT, delay=0.001), max_concurrency=1, max_queue=1) as served:
+        assert served.chat(stream=stream, n=3).status == 429
+        wait_until(lambda: served.reasoning.places.active == 0)
+        assert served.chat(stream=stream, n=2, **LOW).status == 200
+
+
+def test_openais_client_comes_back_by_itself() -> None:
+    import openai
+
+    with (
+        Served(ScriptedBackend(SCRIPT), limits=Limits(rate=60)) as served,
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=3) as client,
+    ):
+        served.ask("GET", "/healthz")
+        for _ in range(60 // 8):
+            served.chat(n=8, **LOW)
+        for _ in range(6):
+            completion = client.chat.completions.create(
+                model="scripted", messages=[{"role": "user", "content": "?"}], extra_body=LOW
+            )
+            assert completion.choices[0].message.content

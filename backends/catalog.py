@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.base import Backend
+from backends.concurrency import FirstFailure
 from backends.endpoints import addresses
 from backends.errors import BackendError, MissingExtraError, UnknownModelError
 from backends.pool import Pool
@@ -132,18 +133,16 @@ async def _connect_servers(kind: str, rest: str, options: dict[str, Any]) -> Bac
         return await connect_one(model, urls[0] if urls else None, name=name, **options)
     tasks: list[asyncio.Task[OpenAIBackend]] = []
     try:
-        async with asyncio.TaskGroup() as group:
+        async with FirstFailure() as group:
             tasks += [
                 group.create_task(connect_one(model, url, name=addresses.shown(f"{kind}/{model}@{url}"), **options))
                 for url in urls
             ]
         return Pool([task.result() for task in tasks])
-    except BaseException as error:
+    except BaseException:
         for task in tasks:
             if not task.cancelled() and task.exception() is None:
                 await task.result().aclose()
-        if isinstance(error, BaseExceptionGroup):
-            raise error.exceptions[0] from None
         raise
 
 

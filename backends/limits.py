@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from backends.base import Backend, Completion, Prompt, SamplingParams, State
+from backends.concurrency import FirstFailure
 from backends.errors import BackendError, QueueFullError
 from backends.wrapper import BackendWrapper, layers
 
@@ -195,16 +196,13 @@ class Limiter(Turnstile):
             finally:
                 self._leave()
         tasks: list[asyncio.Task[R]] = []
-        try:
-            async with asyncio.TaskGroup() as group:
-                for item in items:
-                    await self._enter(rank=rank)
-                    task = group.create_task(call(item))
-                    # Not within the task: one that is cancelled before its first step never runs at all.
-                    task.add_done_callback(lambda _: self._leave())
-                    tasks.append(task)
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        async with FirstFailure() as group:
+            for item in items:
+                await self._enter(rank=rank)
+                task = group.create_task(call(item))
+                # Not within the task: one that is cancelled before its first step never runs at all.
+                task.add_done_callback(lambda _: self._leave())
+                tasks.append(task)
         return [task.result() for task in tasks]
 
     async def __aenter__(self) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from backends import Backend, BudgetExceededError, Completion, Prompt, State
 from backends.base import row_seeds
+from backends.concurrency import all_of
 from ets_agent import chains, energy
 from ets_agent._group import Group, Rollout
 from ets_agent._rollouts import ProposalRollouts, ReferenceRollouts, RolloutSource
@@ -208,7 +209,7 @@ class Run:
             self._backend.extend(state, count, tokens=block, seed=own_seed)
             for state, count, own_seed in zip(states, counts, seeds, strict=True)
         ]
-        drawn = await self._within(_all_of(calls))
+        drawn = await self._within(all_of(calls))
         owners = [chain for chain, candidates in enumerate(drawn) for _ in candidates]
         candidates = [candidate for group in drawn for candidate in group]
         self._candidate_tokens += sum(
@@ -362,18 +363,6 @@ class Run:
             if scope.expired():
                 raise _DeadlineError from error
             raise
-
-
-async def _all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await calls at the same time; the first one to fail ends the others, and is what is raised."""
-    if len(calls) == 1:
-        return [await calls[0]]
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call) for call in calls]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def _heaviest(states: Sequence[State], weights: energy.Floats) -> int:

@@ -6,7 +6,6 @@ Each part is given as anything that `rewards.build` takes, so a specification ca
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 import math
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from backends import Completion, Prompt
+from backends.concurrency import all_of
 from rewards.base import Reward, checked_verdict, score_drawn
 from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError, failed
 from rewards.registry import RewardSpec, build, register
@@ -101,12 +101,7 @@ class Combination(Reward):
 
     async def _all(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdicts]:
         """Return the verdicts of each part; the first failure ends the others."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(part.score(prompt, completions)) for part in self._parts]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from errors.exceptions[0].__cause__
-        return [task.result() for task in tasks]
+        return await all_of([part.score(prompt, completions) for part in self._parts])
 
 
 class _Part:

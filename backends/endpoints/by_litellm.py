@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backends.base import Capabilities, Prompt, SamplingParams
+from backends.concurrency import all_of
 from backends.endpoints import replies
 from backends.endpoints.by_text import as_draw, cannot_score
 from backends.endpoints.client import Malformed
@@ -107,15 +107,10 @@ class LiteLLMDialect:
         if len(draws) < first:
             self._several = False
             _log.info("%s gives %d answers to a request for %d; asking for one each", self._name, len(draws), first)
-        try:
-            async with asyncio.TaskGroup() as group:
-                others = [
-                    group.create_task(self._ask(state, 1, tokens=tokens, seed=seed + row, logprobs=logprobs))
-                    for row in range(len(draws), n)
-                ]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return draws + [draw for other in others for draw in other.result()]
+        others = await all_of(
+            [self._ask(state, 1, tokens=tokens, seed=seed + row, logprobs=logprobs) for row in range(len(draws), n)]
+        )
+        return draws + [draw for other in others for draw in other]
 
     async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
         """Refuse: text would be tokenized anew."""

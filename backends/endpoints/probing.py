@@ -102,7 +102,6 @@ async def _by_tokens(server: Server, context: int | None) -> Dialect | None:
         "top_k": 0,
         "seed": features.LARGE_SEEDS - 1,
         "return_token_ids": True,
-        "include_stop_str_in_output": True,
         **UNTRUNCATED,
     }
 

@@ -27,7 +27,11 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-StopStrings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+_StopString = Annotated[str, Field(min_length=1)]
+StopStrings = Annotated[
+    tuple[_StopString, ...],
+    BeforeValidator(_as_tuple, json_schema_input_type=_StopString | tuple[_StopString, ...]),
+]
 
 
 def _check_rollouts(value: Any, check: ValidatorFunctionWrapHandler) -> Any:

@@ -19,6 +19,7 @@ from ets_agent.server.asked import Asked
 from ets_agent.server.errors import ApiError, ClientGoneError, shutting_down, translate
 from ets_agent.server.limits import Admission
 from ets_agent.server.metrics import Metrics
+from ets_agent.server.replies import DONE
 from ets_agent.server.runs import Work, follow
 from ets_agent.server.shapes import Heading, Shape
 
@@ -141,7 +142,7 @@ class Answers(Response):
             if not started:
                 raise
             return _event(translate(error).body)
-        return _event("[DONE]")
+        return _event(DONE)
 
     async def _events(self) -> AsyncGenerator[tuple[int, Event]]:
         """Carry out the plans; keep the answers and count them."""

@@ -19,7 +19,16 @@ from ets_agent.server.body import body_of
 from ets_agent.server.errors import ApiError, install
 from ets_agent.server.limits import Admission, Limits
 from ets_agent.server.metrics import Measured, Metrics
-from ets_agent.server.replies import ChatCompletion, Completion, Health, Model, ModelList, Reward, RewardList
+from ets_agent.server.replies import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    Health,
+    Model,
+    ModelList,
+    Reward,
+    RewardList,
+)
 from ets_agent.server.requests import ChatCompletionRequest, CompletionRequest, SamplingRequest
 from ets_agent.server.runs import Work
 from ets_agent.server.shapes import ChatShape, TextShape
@@ -112,7 +121,7 @@ def _answers(answering: Answering, models: Sequence[str], limits: Limits) -> API
 
     @router.post(
         "/v1/chat/completions",
-        responses=openapi.answers(ChatCompletion),
+        responses=openapi.answers(ChatCompletion, ChatCompletionChunk),
         openapi_extra=openapi.body(ChatCompletionRequest),
     )
     async def create_chat_completion(request: Request) -> Response:
@@ -122,7 +131,9 @@ def _answers(answering: Answering, models: Sequence[str], limits: Limits) -> API
         return answering.response(request, chat_asked(body, policy), ChatShape)
 
     @router.post(
-        "/v1/completions", responses=openapi.answers(Completion), openapi_extra=openapi.body(CompletionRequest)
+        "/v1/completions",
+        responses=openapi.answers(Completion, Completion),
+        openapi_extra=openapi.body(CompletionRequest),
     )
     async def create_completion(request: Request) -> Response:
         """Continue texts as they stand, with guided sampling."""

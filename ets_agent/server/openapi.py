@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 from ets_agent.guided import Policy
 from ets_agent.keys import Keys
 from ets_agent.server.limits import Limits
-from ets_agent.server.replies import ChatCompletionChunk, ErrorReply
+from ets_agent.server.replies import DONE, ChatCompletionChunk, ErrorReply
 from ets_agent.server.requests import ChatCompletionRequest, CompletionRequest
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -36,16 +36,25 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def answers(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def answers(model: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """Return the descriptions of all responses to a request for answers.
 
     Args:
         model: What an answer is that is not streamed.
+        chunk: What an event of a stream holds.
     """
-    events = {
-        "schema": {"type": "string"},
-        "description": "Server-sent events with one chunk each; the last one is [DONE], or an error.",
-    }
+    data = [
+        {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {
+                "anyOf": [{"$ref": _REFERENCE.format(model=kind.__name__)} for kind in (chunk, ErrorReply)]
+            },
+            "description": "A chunk, or an error, which is the last event.",
+        },
+        {"const": DONE, "description": "The last event of a stream that ended well."},
+    ]
+    events = {"itemSchema": {"type": "object", "properties": {"data": {"anyOf": data}}, "required": ["data"]}}
     done = {"model": model, "description": "The answer", "content": {"text/event-stream": events}}
     return {200: done, **errors(*_ANSWERING)}
 
@@ -88,6 +97,7 @@ def describe(app: FastAPI, *, models: Sequence[str], policy: Policy, limits: Lim
             ref_template=_REFERENCE,
         )
         schemas.update(known["$defs"])
+        _drop_validation_errors(document)
         for name in ("ChatCompletionRequest", "CompletionRequest"):
             fields = schemas[name]["properties"]
             fields["model"]["enum"] = list(models)
@@ -99,6 +109,15 @@ def describe(app: FastAPI, *, models: Sequence[str], policy: Policy, limits: Lim
         return document
 
     app.openapi = complete  # type: ignore[method-assign]
+
+
+def _drop_validation_errors(document: dict[str, Any]) -> None:
+    """Take back what FastAPI says of its own errors, which no caller ever sees."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
 
 
 def _limit(schema: dict[str, Any], most: int) -> None:

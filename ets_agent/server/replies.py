@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from ets_agent.guided import GuidedAnswer
 
 FinishReason = Literal["stop", "length"]
+DONE = "[DONE]"
+"""The last event of a stream that ended well."""
 
 
 class _Reply(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -43,7 +44,8 @@ def bind(host: str, port: int, *, keys: bool) -> socket.socket:
     try:
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
+        # Python's own message names the address once more.
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise ConfigError(f"cannot listen on {host} port {port}: {why}") from error
 
 

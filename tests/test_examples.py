@@ -57,6 +57,35 @@ def test_custom_rewards_are_swapped_and_combined() -> None:
     assert all(re.fullmatch(r".+: #### \d+, reward [01]\.\d\d", line) for line in lines)
 
 
+AGENTS = [
+    "openai_function_calling.py",
+    "openai_agents_sdk.py",
+    "pydantic_ai_agent.py",
+    "langgraph_agent.py",
+    "litellm_tools.py",
+]
+
+
+@pytest.mark.parametrize("script", AGENTS)
+def test_an_agent_of_every_framework_uses_the_tool(script: str) -> None:
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+    told, said = done.stdout.splitlines()
+    assert json.loads(told.removeprefix("the tool said "))["answer"] == "70"
+    assert said.startswith("The answer is 70 (confidence ")
+    assert done.stderr == ""
+
+
+def test_one_tool_serves_tasks_with_rewards_of_their_own() -> None:
+    done = run("swap_rewards.py")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("a vote: 70, reward 1.00, confidence ")
+    assert lines[1].startswith("a verifier of the operator's: #### 175, reward 1.00, confidence ")
+    assert lines[2].startswith(("tests in a sandbox: 7 * 12, reward 1.00, ", "no tests in a sandbox here: "))
+    assert lines[3].startswith("what is not on offer: reward 'llm_judge' is not allowed here; allowed: self_consist")
+
+
 @pytest.fixture(scope="module")
 def with_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Install the example plugin into a folder of its own; return an environment that sees it."""

@@ -8,10 +8,10 @@ Nothing is imported here: calls and items are objects or mappings of the right s
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from backends.concurrency import all_of
 from ets_agent.adapters._reply import ask, for_model_error
 from ets_agent.guided import GuidedReasoning, RequestError
 
@@ -96,12 +96,7 @@ async def dispatch_all(
         backends.BackendError: The model behind the tool failed; the other calls are cancelled.
     """
     wanted = [call for call in calls if _get(call, "type") in (None, "function", "function_call")]
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(dispatch(reasoning, call, name=name)) for call in wanted]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+    return await all_of([dispatch(reasoning, call, name=name) for call in wanted])
 
 
 async def _content(reasoning: GuidedReasoning, called: str, arguments: str, name: str) -> str:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from pydantic_ai import Agent
+from pydantic_ai import Agent, UnexpectedModelBehavior
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
@@ -41,13 +41,14 @@ async def test_the_agent_calls_the_tool_and_uses_what_it_says(reasoning: Asked) 
 
 
 async def test_its_test_model_makes_arguments_from_the_schema(reasoning: Asked) -> None:
-    own = TestModel(seed=4)  # Of the arguments that it makes: a reward without any, a number of tokens above 0.
+    own = TestModel(seed=4)  # It takes the last branch of the reward, which is null, and 4 for numbers.
     result = await agent(reasoning, own).run("How many?")
-    assert '"answer"' in result.output.replace("\\", "") or "text" in result.output
+    told = json.loads(json.loads(result.output)["guided_reasoning"])
+    assert set(told) == {"answer", "confidence", "cut_short"}
+    assert reasoning.asked == [{"question": "e", "reward": None, "effort": "medium", "max_tokens": 4, "timeout": 4}]
     assert own.last_model_request_parameters is not None
     [offered] = own.last_model_request_parameters.function_tools
     assert offered.parameters_json_schema == reasoning.parameters()
-    assert reasoning.asked
 
 
 async def test_its_schema_is_taken_as_strict_by_openais_models(reasoning: Asked) -> None:
@@ -65,6 +66,13 @@ async def test_a_refusal_is_a_retry_and_the_run_goes_on(reasoning: Asked) -> Non
     returns = [part for message in seen for part in message.parts if isinstance(part, ToolReturnPart)]
     assert [part.outcome for part in returns] == ["retried", "success"]
     assert returns[0].content == REFUSAL
+
+
+async def test_a_model_that_does_not_learn_ends_the_run(reasoning: Asked) -> None:
+    with pytest.raises(UnexpectedModelBehavior, match="exceeded max retries"):
+        await agent(reasoning, model(REFUSED, REFUSED, ARGUMENTS)).run("How many?")
+    patient = Agent(model(REFUSED, REFUSED, ARGUMENTS), tools=[pydantic_ai.tool(reasoning)], retries=2)
+    assert (await patient.run("How many?")).output == "They are 42 apples."
 
 
 async def test_cancelling_the_run_ends_the_guided_one(slow: Asked) -> None:

@@ -130,6 +130,7 @@ def test_without_strict_mode_arguments_are_what_they_are_and_may_be_left_out(odd
     reasoning = GuidedReasoning(ScriptedBackend(["a"]), policy=Policy(rewards=[odd, "json_schema"]))
     tool = openai_tools.tool(reasoning, strict=False)["function"]
     assert tool["strict"] is False
+    assert "$ref" not in json.dumps(tool)  # It would look for definitions at the top of the schema.
     jsonschema.Draft202012Validator.check_schema(tool["parameters"])
     jsonschema.validate({"question": "q"}, tool["parameters"])
     reward: dict[str, Any] = {"name": "json_schema", "schema": {"type": "object"}}

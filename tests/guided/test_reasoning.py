@@ -320,7 +320,8 @@ async def test_the_time_limit_begins_with_the_plan() -> None:
     assert plan.deadline is not None
     assert plan.deadline - time.monotonic() <= 100
     late = replace(plan, deadline=time.monotonic() - 1)
-    *_, last = [event async for event in tool.run(late)]
+    async with asyncio.timeout(10):
+        *_, last = [event async for event in tool.run(late)]
     assert isinstance(last, Finished)
     assert last.result.finish_reason == "timeout"
 

@@ -31,16 +31,18 @@ class Spare:
     async def __aenter__(self) -> Self:
         """Begin to draw."""
         self._task = asyncio.create_task(self._backend.rollout([self._start], 1, seed=self._seed))
-        await asyncio.sleep(0)  # It goes first where calls wait for a place, or are let in by a token budget.
+        try:
+            await asyncio.sleep(0)  # It goes first where calls wait for a place, or are let in by a token budget.
+        except BaseException:
+            await self._stop()  # What was cancelled before it was entered is never left.
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop, whether it was drawn or not."""
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await self._stop()
 
     @property
     def completion(self) -> Completion | None:
@@ -50,3 +52,8 @@ class Spare:
             return None
         ((completion,),) = task.result()
         return None if completion.finish_reason == "error" else completion
+
+    async def _stop(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)

@@ -15,6 +15,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 
+from backends import BackendError
 from ets_agent import RunningLoopError
 from ets_agent.adapters import langchain
 from tests.adapters.conftest import ARGUMENTS, REFUSAL, REFUSED, Asked, until_active
@@ -125,3 +126,9 @@ async def test_arguments_that_langchain_has_itself_do_no_harm(reasoning: Asked) 
 async def test_name_and_description_may_be_others(reasoning: Asked) -> None:
     made = langchain.tool(reasoning, name="solve", description="Solves.")
     assert (made.name, made.description) == ("solve", "Solves.")
+
+
+async def test_a_model_that_fails_ends_the_run(reasoning: Asked) -> None:
+    await reasoning.scripted.aclose()
+    with pytest.raises(BackendError, match="closed"):
+        await graph(reasoning, ARGUMENTS).ainvoke(ASKED)

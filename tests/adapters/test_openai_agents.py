@@ -7,11 +7,15 @@ import json
 from typing import Any
 
 import pytest
-from agents import Agent, RunConfig, Runner
+from agents import Agent, OpenAIChatCompletionsModel, RunConfig, Runner
+from agents.exceptions import UserError
 from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
+from openai import AsyncOpenAI
 
 from ets_agent.adapters import openai_agents
+from tests.adapters.chat_server import ChatServer
 from tests.adapters.conftest import ARGUMENTS, REFUSAL, REFUSED, Asked, until_active
+from tests.adapters.strict import check_tool
 
 QUIET = RunConfig(tracing_disabled=True)
 
@@ -67,3 +71,22 @@ async def test_many_agents_share_one_tool(reasoning: Asked) -> None:
 async def test_name_and_description_may_be_others(reasoning: Asked) -> None:
     made = openai_agents.tool(reasoning, name="solve", description="Solves.")
     assert (made.name, made.description) == ("solve", "Solves.")
+
+
+async def test_a_model_that_fails_ends_the_run(reasoning: Asked) -> None:
+    await reasoning.scripted.aclose()
+    with pytest.raises(UserError, match="closed"):
+        await run(model(ARGUMENTS), reasoning)
+
+
+async def test_over_openais_protocol_the_schema_arrives_strict(reasoning: Asked, server: ChatServer) -> None:
+    server.script = [[("guided_reasoning", ARGUMENTS)], lambda messages: messages[-1]["content"]]
+    async with AsyncOpenAI(base_url=server.base_url, api_key="k") as client:
+        agent = Agent(
+            name="counter",
+            model=OpenAIChatCompletionsModel(model="m", openai_client=client),
+            tools=[openai_agents.tool(reasoning)],
+        )
+        result = await Runner.run(agent, "How many apples?", run_config=QUIET)
+    assert json.loads(result.final_output)["answer"] == "42"
+    check_tool(server.requests[0]["tools"][0]["function"])

@@ -7,13 +7,19 @@ import json
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI
 from pydantic_ai import Agent, UnexpectedModelBehavior
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.models.test import TestModel
+from pydantic_ai.providers.openai import OpenAIProvider
 
+from backends import BackendError
 from ets_agent.adapters import pydantic_ai
+from tests.adapters.chat_server import ChatServer
 from tests.adapters.conftest import ARGUMENTS, REFUSAL, REFUSED, Asked, until_active
+from tests.adapters.strict import check_tool
 
 
 def model(*arguments: Any, seen: list[ModelMessage] | None = None) -> FunctionModel:
@@ -92,3 +98,18 @@ async def test_many_agents_share_one_tool(reasoning: Asked) -> None:
 async def test_name_and_description_may_be_others(reasoning: Asked) -> None:
     made = pydantic_ai.tool(reasoning, name="solve", description="Solves.")
     assert (made.name, made.description) == ("solve", "Solves.")
+
+
+async def test_a_model_that_fails_ends_the_run(reasoning: Asked) -> None:
+    await reasoning.scripted.aclose()
+    with pytest.raises(BackendError, match="closed"):
+        await agent(reasoning, model(ARGUMENTS)).run("How many?")
+
+
+async def test_over_openais_protocol_the_schema_arrives_strict(reasoning: Asked, server: ChatServer) -> None:
+    server.script = [[("guided_reasoning", ARGUMENTS)], lambda messages: messages[-1]["content"]]
+    async with AsyncOpenAI(base_url=server.base_url, api_key="k") as client:
+        own = OpenAIChatModel("m", provider=OpenAIProvider(openai_client=client))
+        result = await agent(reasoning, own).run("How many?")
+    assert json.loads(result.output)["answer"] == "42"
+    check_tool(server.requests[0]["tools"][0]["function"])

@@ -97,6 +97,7 @@ def test_public_names() -> None:
         "Similarity",
         "VotingReward",
         "WeightedSum",
+        "argument_schemas",
         "available",
         "build",
         "canonical",
@@ -104,6 +105,7 @@ def test_public_names() -> None:
         "equivalence_keys",
         "extract_answer",
         "extract_choice",
+        "parse",
         "register",
     ]
     assert all(hasattr(rewards, name) for name in rewards.__all__)

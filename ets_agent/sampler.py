@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +13,7 @@ import backends
 import rewards
 from backends import Backend, CapabilityError, Prompt
 from backends.base import row_seeds
+from ets_agent._closing import Closing
 from ets_agent._proposal import check_proposal_settings, check_same_tokens, check_weighing
 from ets_agent._run import Run
 from ets_agent._turns import take_turn
@@ -72,6 +73,7 @@ class ETS:
         self._reward = rewards.build(reward)
         self._owns_reward = self._reward is not reward
         self._owned: list[Backend] = []
+        self._closing = Closing()
         self._backend = self._opened(backend)
         self._proposal = None if proposal is None else self._opened(proposal)
         if self._proposal is not None:
@@ -118,7 +120,7 @@ class ETS:
                         return event.result
         finally:
             if own is not None:
-                await own.aclose()
+                await self._closing.close(own)
         raise AssertionError("a run ends with Finished")
 
     def stream(self, prompt: Prompt, *, reward: RewardSpec | None = None, **overrides: Any) -> AsyncGenerator[Event]:
@@ -126,7 +128,7 @@ class ETS:
 
         Nothing runs between events, so leaving the loop early leaves nothing behind.
         """
-        return _events(*self._run(prompt, reward, overrides))
+        return self._events(*self._run(prompt, reward, overrides))
 
     async def complete_many(
         self,
@@ -190,11 +192,12 @@ class ETS:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio.run(self.complete(prompt, reward=reward, **overrides))
+            return asyncio.run(self._alone(self.complete(prompt, reward=reward, **overrides)))
         raise RunningLoopError("complete_sync would block the running event loop: use 'await ets.complete(…)' here")
 
     async def aclose(self) -> None:
         """Close what was made here from a name or specification; harmless when called twice."""
+        await self._closing.wait()
         if self._owns_reward:
             await self._reward.aclose()
         for backend in self._owned:
@@ -221,6 +224,23 @@ class ETS:
         own = judge is not self._reward and judge is not reward
         run = Run(self._backend, judge, config, prompt, seed, proposal=self._proposal)
         return run, judge if own else None
+
+    async def _alone(self, completion: Coroutine[Any, Any, Result]) -> Result:
+        """Await a completion in an event loop of its own, which must not end before all is closed."""
+        try:
+            return await completion
+        finally:
+            await self._closing.wait()
+
+    async def _events(self, run: Run, own: Reward | None) -> AsyncGenerator[Event]:
+        """Yield a run's events, and close the reward that was made for it alone."""
+        try:
+            async with aclosing(run.events()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            if own is not None:
+                await self._closing.close(own)
 
     def _opened(self, backend: Backend | str) -> Backend:
         if not isinstance(backend, str):
@@ -250,17 +270,6 @@ class ETS:
                     f"{model.name} cannot continue a prefix, so only num_steps=1 is possible, "
                     f"not {len(config.blocks)} steps"
                 )
-
-
-async def _events(run: Run, own: Reward | None) -> AsyncGenerator[Event]:
-    """Yield a run's events, and close the reward that was made for it alone."""
-    try:
-        async with aclosing(run.events()) as events:
-            async for event in events:
-                yield event
-    finally:
-        if own is not None:
-            await own.aclose()
 
 
 def item_seeds(seed: int, count: int) -> list[int]:

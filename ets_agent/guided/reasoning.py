@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from backends import Backend, CapabilityError, Limiter, Metered, Prompt, PromptError, TokenBudget
+from ets_agent._closing import Closing
 from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError
 from ets_agent.guided.answer import GuidedAnswer
@@ -93,6 +94,7 @@ class GuidedReasoning:
         self._traces = None if traces is None else Path(traces)
         if self._traces is not None and not self._traces.is_dir():
             raise ConfigError(f"there is no folder {self._traces} for traces")
+        self._closing = Closing()
         self._places = Limiter(max_concurrency, max_queue=max_queue)
         # With one step nothing is asked of a model that it might not be able to do; each run asks for what it needs.
         self._models = ETS(backend, proposal=proposal, config=self._config.replace(num_steps=1))
@@ -196,6 +198,7 @@ class GuidedReasoning:
 
     async def aclose(self) -> None:
         """Close the models that were opened by name; harmless when called twice."""
+        await self._closing.wait()
         await self._models.aclose()
 
     async def __aenter__(self) -> Self:
@@ -212,9 +215,13 @@ class GuidedReasoning:
         """Run the plan; what is wrong with the request itself is the caller's error."""
         left = None if plan.deadline is None else max(plan.deadline - time.monotonic(), 1e-3)
         try:
-            async with self._sampler(plan) as ets, aclosing(ets.stream(plan.prompt, timeout=left)) as events:
-                async for event in events:
-                    yield event
+            ets = self._sampler(plan)
+            try:
+                async with aclosing(ets.stream(plan.prompt, timeout=left)) as events:
+                    async for event in events:
+                        yield event
+            finally:
+                await self._closing.close(ets)
         except (ConfigError, RewardError, CapabilityError, PromptError) as error:
             raise RequestError(str(error)) from error
 
@@ -230,8 +237,10 @@ class GuidedReasoning:
     def _writer(self, plan: Plan) -> TraceWriter | None:
         if self._traces is None:
             return None
+        path = self._traces / f"{plan.trace_id}.jsonl"
+        reward = plan.reward["name"] if isinstance(plan.reward, Mapping) else getattr(plan.reward, "name", None)
         try:
-            return TraceWriter(self._traces / f"{plan.trace_id}.jsonl", prompt=plan.prompt, trace_id=plan.trace_id)
+            return TraceWriter(path, prompt=plan.prompt, trace_id=plan.trace_id, reward=reward or None)
         except TraceError as error:
             _log.warning("no trace of run %s: %s", plan.trace_id, error)
             return None

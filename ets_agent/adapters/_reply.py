@@ -9,6 +9,7 @@ from typing import Any
 
 from backends import QueueFullError
 from ets_agent.guided import GuidedAnswer, GuidedReasoning, RequestError
+from ets_agent.guided.schema import check_arguments
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ async def ask(reasoning: GuidedReasoning, arguments: str | Mapping[str, Any]) ->
         RequestError: The model's mistake, with what is allowed; it can correct itself.
         backends.BackendError: The model behind the tool failed.
     """
-    request = _request(reasoning, arguments)
+    request = check_arguments(arguments, reasoning.policy)
     try:
         return for_model(await reasoning(request))
     except QueueFullError as error:
@@ -52,27 +53,6 @@ def for_model(answer: GuidedAnswer) -> str:
 def for_model_error(error: RequestError | str) -> str:
     """Return what went wrong as compact JSON, in frameworks that know no errors of a tool."""
     return _json({"error": str(error)})
-
-
-def _request(reasoning: GuidedReasoning, arguments: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the arguments if they are as the tool's schema names them.
-
-    A request has more fields than models are told of, which are for programs.
-    """
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"the arguments are not valid JSON: {error}") from None
-    allowed = ", ".join(properties := reasoning.parameters()["properties"])
-    if not isinstance(arguments, Mapping):
-        raise RequestError(f"the arguments are no object; allowed: an object with {allowed}")
-    unknown = [name for name in arguments if name not in properties]
-    if unknown:
-        raise RequestError(f"there is no argument {unknown[0]!r:.80}; allowed: {allowed}")
-    if arguments.get("question") is None:
-        raise RequestError("question is missing; allowed: what to answer, as text, complete in itself")
-    return arguments
 
 
 def _json(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -15,7 +16,7 @@ from ets_agent.cli import errors, options, policy_options
 from ets_agent.cli.run import session
 from ets_agent.errors import ConfigError
 from ets_agent.guided import GuidedReasoning
-from ets_agent.mcp_server.keys import Keys, read_keys
+from ets_agent.keys import ENVIRONMENT, Keys, read_keys
 
 _TRANSPORTS = ("stdio", "http")
 _ANY_ADDRESS = ("0.0.0.0", "::", "")
@@ -51,7 +52,7 @@ def mcp_command(
         typer.Option(
             "--api-key-file",
             metavar="FILE",
-            help="Keys of which clients need one, one a line; otherwise those in ETS_API_KEYS, separated by commas.",
+            help=f"Keys of which clients need one, one a line, besides those in {ENVIRONMENT}, separated by commas.",
             show_default=False,
         ),
     ] = None,
@@ -83,7 +84,7 @@ def mcp_command(
         if transport not in _TRANSPORTS:
             raise ConfigError(f"transport is {transport!r}; allowed: {', '.join(_TRANSPORTS)}")
         settings = policy_options.reasoning_settings(context)
-        keys = _keys(host, allow_host or [], api_key_file) if transport == "http" else None
+        keys = _keys(host, allow_host or [], api_key_file) if transport == "http" else Keys()
         with redirect_stdout(sys.stderr):  # Over stdio, stdout is the protocol's; what a library prints is not.
             backend, helper = options.load_models(model, proposal, device=device, dtype=dtype)
 
@@ -104,7 +105,7 @@ def mcp_command(
                         host=host,
                         port=port,
                         allowed_hosts=allow_host or [],
-                        accepts=None if keys is None else keys.__contains__,
+                        accepts=keys.__contains__ if keys.required else None,
                         on_start=lambda url: _say(f"{backend.name} answers MCP clients at {url}"),
                     )
                 except OSError as error:
@@ -113,17 +114,17 @@ def mcp_command(
         running.run(main(backend, helper))
 
 
-def _keys(host: str, names: list[str], path: Path | None) -> Keys | None:
+def _keys(host: str, names: list[str], path: Path | None) -> Keys:
     """Return the keys, without which nobody else's machine must reach the server.
 
     Raises:
         ConfigError: Keys are missing or cannot be read; or clients could use no name of this machine.
     """
-    keys = read_keys(path)
-    if keys is None and not mcp_server.is_loopback(host):
+    keys = read_keys(path, os.environ)
+    if not keys.required and not mcp_server.is_loopback(host):
         raise ConfigError(
             f"host {host} can be reached from other machines, so keys are needed: give --api-key-file or set "
-            "ETS_API_KEYS, or listen at 127.0.0.1"
+            f"{ENVIRONMENT}, or listen at 127.0.0.1"
         )
     if host in _ANY_ADDRESS and not names:
         raise ConfigError(f"host {host} is no name that clients use; give each one that they do with --allow-host")

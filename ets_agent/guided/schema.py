@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, get_args
 
 from ets_agent.guided.policy import Policy, RewardOffer
-from ets_agent.guided.request import Effort, GuidedRequest
+from ets_agent.guided.request import Effort, GuidedRequest, RequestError
 from ets_agent.guided.strict import strict_schema
 
 TOOL_NAME = "guided_reasoning"
@@ -46,6 +47,34 @@ def tool_parameters(policy: Policy, *, strict: bool = True) -> dict[str, Any]:
         "timeout": {"type": "number", "description": _timeout(about["timeout"], policy)},
     }
     return _object(properties, required=["question"], strict=strict)
+
+
+def check_arguments(arguments: str | Mapping[str, Any], policy: Policy) -> Mapping[str, Any]:
+    """Return what a model gave as the tool's arguments if they are as the schema names them.
+
+    A request has more fields than models are told of, which are for programs.
+
+    Args:
+        arguments: An object, or its JSON text.
+        policy: What is on offer.
+
+    Raises:
+        RequestError: The model's mistake, with what is allowed.
+    """
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"the arguments are not valid JSON: {error}") from None
+    allowed = ", ".join(properties := tool_parameters(policy)["properties"])
+    if not isinstance(arguments, Mapping):
+        raise RequestError(f"the arguments are no object; allowed: an object with {allowed}")
+    unknown = [name for name in arguments if name not in properties]
+    if unknown:
+        raise RequestError(f"there is no argument {unknown[0]!r:.80}; allowed: {allowed}")
+    if arguments.get("question") is None:
+        raise RequestError("question is missing; allowed: what to answer, as text, complete in itself")
+    return arguments
 
 
 def _offer(offer: RewardOffer, *, strict: bool) -> dict[str, Any]:

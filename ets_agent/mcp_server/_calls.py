@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 
 from ets_agent.guided import GuidedAnswer, GuidedReasoning
+from ets_agent.guided.schema import check_arguments
 from ets_agent.mcp_server._progress import Note, Progress
 from ets_agent.results import Event
 
@@ -51,7 +52,7 @@ class Calls:
         """Return the answer to a request; cancelling the call ends the run.
 
         Args:
-            arguments: Fields of `GuidedRequest`.
+            arguments: What the calling model gave.
             tell: Told about the progress.
             gone: Asked now and then whether the caller has gone away.
 
@@ -83,7 +84,8 @@ class Calls:
 
     async def _run(self, arguments: Mapping[str, Any], events: asyncio.Queue[Event | None]) -> GuidedAnswer:
         try:
-            return await self._reasoning(arguments, on_event=events.put_nowait)
+            request = check_arguments(arguments, self._reasoning.policy)
+            return await self._reasoning(request, on_event=events.put_nowait)
         finally:
             events.put_nowait(None)
 

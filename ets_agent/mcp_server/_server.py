@@ -116,13 +116,11 @@ async def _call(calls: Calls, context: Context, arguments: Mapping[str, Any]) ->
 
 def _result(answer: GuidedAnswer) -> types.CallToolResult:
     said = answer.text if answer.answer is None else answer.answer
+    if not said:
+        nothing = "no response was complete in time" if answer.cut_short else "the model said nothing"
+        said = f"There is no answer: {'; '.join(answer.warnings) or nothing}."
     return types.CallToolResult(
-        content=[
-            types.TextContent(
-                text=said or f"There is no answer: {'; '.join(answer.warnings) or 'the model said none'}."
-            ),
-            types.TextContent(text=_remark(answer)),
-        ],
+        content=[types.TextContent(text=said), types.TextContent(text=_remark(answer))],
         structured_content=json.loads(answer.model_dump_json()),  # Whose infinities are text, unlike model_dump's.
     )
 

@@ -100,7 +100,7 @@ async def test_a_refused_request_says_what_is_allowed(client: Client) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "question"),
+        ({}, "question is missing"),
         ({"question": 7}, "question is 7"),
         ({**SOON, "effort": "heroic"}, "effort is 'heroic'"),
         ({**SOON, "reward": "no_such_reward"}, "reward 'no_such_reward' is not allowed here; allowed: self_cons"),
@@ -109,7 +109,11 @@ async def test_a_refused_request_says_what_is_allowed(client: Client) -> None:
         ({**SOON, "timeout": 1e9}, "allowed: at most 120 seconds"),
         ({**SOON, "timeout": -1}, "timeout is -1"),
         ({**SOON, "max_tokens": 10**9}, "allowed: at most 1024"),
-        ({**SOON, "colour": "red"}, "'colour'"),
+        (
+            {**SOON, "colour": "red"},
+            "there is no argument 'colour'; allowed: question, reward, effort, max_tokens, timeout",
+        ),
+        ({**SOON, "settings": {"num_candidates": 2}}, "there is no argument 'settings'"),
         ({"question": ""}, "empty"),
     ],
 )

@@ -125,4 +125,8 @@ def reasoning_settings(context: typer.Context) -> dict[str, Any]:
 def _offer(spec: str) -> RewardOffer:
     """Return the offer of a reward: by its name alone, or with arguments that callers cannot change."""
     name, fixed = rewards.parse(spec)
-    return RewardOffer(name=name, reward={"name": name, **fixed} if fixed else None)
+    offer = RewardOffer(name=name, reward={"name": name, **fixed} if fixed else None)
+    if offer.missing:
+        need = offer.missing[0]
+        raise ConfigError(f"reward {name!r} needs {need!r}, which callers cannot give: {name}:{need}=…")
+    return offer

@@ -66,10 +66,20 @@ class RewardOffer:
                 raise ConfigError(f"reward {self.name!r} has a fixed {twice[0]!r}, so callers cannot give it")
             known = rewards.describe(registered)  # RewardSpecError where there is none of this name
             takes = {re.split("[:=]", parameter)[0].strip("* ") for parameter in known.parameters} - {"name"}
-            unknown = [name for name in self.arguments or () if name not in takes]
+            unknown = [name for name in (*fixed, *(self.arguments or ())) if name not in takes]
             if unknown:
                 allowed = ", ".join(sorted(takes)) or "none"
                 raise ConfigError(f"reward {self.name!r} has no argument {unknown[0]!r}; allowed: {allowed}")
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Arguments without which the reward cannot be built, and which neither are fixed nor can be given."""
+        if self._registered is None:
+            return ()
+        name, fixed = self._registered
+        parameters = rewards.describe(name).parameters
+        needed = [each.partition(":")[0] for each in parameters if "=" not in each and not each.startswith("*")]
+        return tuple(each for each in needed if each not in fixed and each not in self.caller_arguments)
 
     @property
     def caller_arguments(self) -> tuple[str, ...]:

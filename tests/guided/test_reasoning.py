@@ -358,7 +358,7 @@ async def test_every_run_leaves_a_trace_of_its_name(tmp_path: Path) -> None:
         path = tmp_path / f"{answer.trace_id}.jsonl"
         trace = read_trace(path)
         assert trace.prompt == [{"role": "user", "content": f"q{number}"}]
-        assert trace.trace_id == answer.trace_id
+        assert (trace.trace_id, trace.reward) == (answer.trace_id, "self_consistency")
         assert trace.result is not None
         assert trace.result.text == answer.text
         assert stat.S_IMODE(path.stat().st_mode) == 0o600

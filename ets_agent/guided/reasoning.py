@@ -90,7 +90,7 @@ class GuidedReasoning:
     ) -> None:
         """Check everything before a model is loaded."""
         self.policy = Policy() if policy is None else policy
-        self._config = ETSConfig(max_tokens=self.policy.max_tokens) if config is None else config
+        self._config = ETSConfig() if config is None else config
         self._traces = None if traces is None else Path(traces)
         if self._traces is not None and not self._traces.is_dir():
             raise ConfigError(f"there is no folder {self._traces} for traces")

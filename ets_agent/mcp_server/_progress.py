@@ -50,7 +50,7 @@ class Progress:
                 return self._reached(done + _STARTED, done + _WEIGHED, self._doing)
             case CandidatesWeighed(trace=trace):
                 count, of = len(trace.weights), f"step {trace.step} of {self._total}"
-                message = f"{of}: weighed {count} candidates, of which {trace.ess:.1f} count"
+                message = f"{of}: weighed {count} candidates, effectively {trace.ess:.1f}"
                 return self._reached(trace.step - 1 + _WEIGHED, trace.step, message)
             case BlockCommitted():
                 message = f"step {event.step} of {self._total}: chose {_quoted(event.delta)}"

@@ -15,6 +15,7 @@ import numpy as np
 from backends import Backend, BudgetExceededError, Completion, Prompt, State
 from backends.base import row_seeds
 from backends.concurrency import all_of
+from backends.wrapper import layers
 from ets_agent import chains, energy
 from ets_agent._group import Group, Rollout
 from ets_agent._rollouts import ProposalRollouts, ReferenceRollouts, RolloutSource
@@ -185,14 +186,18 @@ class Run:
 
     @asynccontextmanager
     async def _spare(self, start: State, seed: int) -> AsyncGenerator[None]:
-        """Have something to return if the deadline comes before anything is weighed."""
-        if self._deadline is None:
+        """Have something to return if a deadline or a token budget ends the run before anything is weighed."""
+        if self._deadline is None and all(getattr(layer, "budget", None) is None for layer in layers(self._backend)):
             yield
             return
         spare = Spare(self._backend, start, seed)
         try:
             async with spare:
-                yield
+                try:
+                    yield
+                except BudgetExceededError:
+                    await self._within(spare.drawn())  # Its tokens were set aside before they were spent.
+                    raise
         finally:
             self._plain = spare.completion
             if self._plain is not None:
@@ -317,6 +322,7 @@ class Run:
         if not self._steps and self._plain is not None:
             self._warnings.append("it was cut short before anything was weighed; this is a plain draw of the model")
             return self._result(self._plain, None, by, self._plain.num_tokens)
+        self._warnings.append("it was cut short before any response was complete; this is what was committed by then")
         return self._result(Completion(text=self._text, finish_reason="length"), None, by, None)
 
     def _result(

@@ -10,7 +10,7 @@ from backends import Backend, Completion, State
 
 
 class Spare:
-    """Draws one response of the reference beside the first step of a run that has a deadline.
+    """Draws one response of the reference beside the first step of a run that may be cut short.
 
     Nothing gives a complete answer sooner. Without it, a run that is cut short in its first step, the longest one,
     would have nothing to return. It is drawn with a seed of its own, so the run's own draws are the same without it.
@@ -43,6 +43,11 @@ class Spare:
     ) -> None:
         """Stop, whether it was drawn or not."""
         await self._stop()
+
+    async def drawn(self) -> None:
+        """Wait until it is drawn, or has failed."""
+        assert self._task is not None
+        await asyncio.wait([self._task])
 
     @property
     def completion(self) -> Completion | None:

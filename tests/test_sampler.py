@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 
 import rewards
-from backends import Backend, BackendError, Capabilities, CapabilityError, Completion, Prompt, PromptError, State
+from backends import (
+    Backend,
+    BackendError,
+    BudgetExceededError,
+    Capabilities,
+    CapabilityError,
+    Completion,
+    Metered,
+    Prompt,
+    PromptError,
+    State,
+)
 from backends.scripted import ScriptedBackend
 from ets_agent import (
     ETS,
@@ -450,7 +461,27 @@ async def test_a_deadline_in_the_first_step_gives_a_plain_draw() -> None:
 async def test_without_a_plain_draw_there_is_nothing_to_return() -> None:
     backend = SlowCandidates(error=BackendError("broken"))
     result = await ETS(backend, Valued(), max_tokens=6).complete("q", timeout=0.1)
-    assert (result.text, result.finish_reason, result.warnings) == ("", "timeout", [])
+    assert (result.text, result.finish_reason) == ("", "timeout")
+    assert ["before any response was complete" in warning for warning in result.warnings] == [True]
+
+
+class OneCallOnly(SlowCandidates):
+    """Candidates cost more tokens than there are; the plain draw comes after that is known."""
+
+    async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
+        raise BudgetExceededError("spent")
+
+    async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
+        await asyncio.sleep(0.01)
+        return await super().rollout(states, n, seed=seed)
+
+
+async def test_a_budget_that_ends_the_first_step_gives_the_plain_draw_that_was_under_way() -> None:
+    backend = Metered(OneCallOnly(), 1000)
+    result = await ETS(backend, Valued(), max_tokens=6).complete("q")
+    assert (result.finish_reason, result.steps, result.text in SCRIPT) == ("budget", (), True)
+    late = await ETS(Metered(OneCallOnly(), 1000), Valued(), max_tokens=6).complete("q", timeout=0.001)
+    assert (late.finish_reason, late.text) == ("timeout", "")
 
 
 async def test_a_plain_draw_is_as_probable_as_the_models_own() -> None:

@@ -8,7 +8,7 @@ Nothing is imported here: calls and items are objects or mappings of the right s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Literal
 
 from backends.concurrency import all_of
@@ -82,21 +82,24 @@ async def dispatch(reasoning: GuidedReasoning, call: Any, *, name: str | None = 
 
 
 async def dispatch_all(
-    reasoning: GuidedReasoning, calls: Iterable[Any], *, name: str | None = None
+    reasoning: GuidedReasoning, calls: Iterable[Any], *, name: str | None = None, other_tools: Container[str] = ()
 ) -> list[dict[str, Any]]:
-    """Answer all calls of a message at the same time and return the messages in the order of the calls.
+    """Answer the calls of a message at the same time and return the messages in the order of the calls.
 
     Args:
         reasoning: The tool.
         calls: ``message.tool_calls``, or ``response.output``, of which only items ``function_call`` count.
         name: What models call the tool, where it has another name than usual.
+        other_tools: Names of the agent's other tools, whose calls are left to it. Of any further name the model is told
+            that there is no such tool.
 
     Raises:
         TypeError: Something is no call of a function.
         backends.BackendError: The model behind the tool failed; the other calls are cancelled.
     """
     wanted = [call for call in calls if _get(call, "type") in (None, "function", "function_call")]
-    return await all_of([dispatch(reasoning, call, name=name) for call in wanted])
+    own = [call for call in wanted if _get(_get(call, "function") or call, "name") not in other_tools]
+    return await all_of([dispatch(reasoning, call, name=name) for call in own])
 
 
 async def _content(reasoning: GuidedReasoning, called: str, arguments: str, name: str) -> str:

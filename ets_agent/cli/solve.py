@@ -74,13 +74,17 @@ def solve_command(
             result = running.run(_solve(backend, helper, judge, prompt, config, display, recorder))
         for message in [*result.warnings, *([recorder.problem] if recorder.problem is not None else [])]:
             errors.warn(message)
+        nothing = result.cut_short and not result.text
         if result.cut_short:
             limit = f"after {config.timeout:g} s" if result.finish_reason == "timeout" else "by the token budget"
-            errors.warn(f"cut short {limit}; this is the best answer so far")
+            best = "there is no answer yet" if nothing else "this is the best answer so far"
+            errors.warn(f"cut short {limit}; {best}")
         if as_json:
             emit(result.model_dump_json(indent=2))
-        else:
+        elif not nothing:
             emit(result.answer if result.answer is not None else result.text)
+        if nothing:
+            raise typer.Exit(1)
 
 
 async def _solve(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from math import inf
 from typing import Any
@@ -20,6 +20,11 @@ from rewards import RewardError, RewardSpec
 DEFAULT_REWARDS = ("self_consistency", "json_schema", "regex", "similarity")
 """What agents may choose from unless the operator says otherwise: nothing that runs code, calls a model or knows the
 right answer."""
+
+MAX_STOPS = 16
+"""Stop strings that callers may give."""
+MAX_STOP_CHARS = 256
+"""Characters of each."""
 
 _CALLER_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "choice": ("gold", "options"),
@@ -45,8 +50,9 @@ class RewardOffer:
         reward: What it is: a registered reward's name, a mapping with the name and arguments that callers cannot
             change, both of which are built for each run and closed after it, or a reward, which all runs share. By
             default the registered reward called ``name``.
-        arguments: Names of the arguments that callers may give. By default, for a built-in reward given by name alone,
-            those that are about the task: tests, a schema, a pattern, a rubric; otherwise none.
+        arguments: Names of the arguments that callers may give. By default, for a built-in reward, those that are about
+            the task: tests, a schema, a pattern, a rubric. Where the operator fixes the first of these, the task is the
+            operator's, and none is the callers'.
         description: What agents are told of it; by default what the reward says of itself.
     """
 
@@ -82,6 +88,11 @@ class RewardOffer:
         return tuple(each for each in needed if each not in fixed and each not in self.caller_arguments)
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Arguments that callers have to give."""
+        return tuple(name for name, schema in self.schemas.items() if "default" not in schema)
+
+    @property
     def caller_arguments(self) -> tuple[str, ...]:
         """Names of the arguments that callers may give."""
         if self.arguments is not None:
@@ -90,7 +101,10 @@ class RewardOffer:
         if registered is None:
             return ()
         name, fixed = registered
-        return tuple(argument for argument in _CALLER_ARGUMENTS.get(name, ()) if argument not in fixed)
+        about_the_task = _CALLER_ARGUMENTS.get(name, ())
+        if about_the_task and about_the_task[0] in fixed:
+            return ()
+        return tuple(argument for argument in about_the_task if argument not in fixed)
 
     @property
     def summary(self) -> str:
@@ -163,6 +177,8 @@ class Policy:
         max_seconds: Longest time limit, and the one where none is asked for; None for no limit.
         max_token_budget: Most tokens that are drawn and scored for one answer, and the budget where none is asked for;
             None for no limit.
+        max_reward_chars: Most characters of a reward with its arguments, as JSON: it is looked at when a request comes
+            in, and everybody waits for that.
     """
 
     rewards: Sequence[str | RewardOffer] = DEFAULT_REWARDS
@@ -172,11 +188,12 @@ class Policy:
     max_tokens: int = 1024
     max_seconds: float | None = 120.0
     max_token_budget: int | None = None
+    max_reward_chars: int = 20_000
     offers: Mapping[str, RewardOffer] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check everything."""
-        for name in ("max_candidates", "max_rollouts", "max_steps", "max_tokens", "max_seconds", "max_token_budget"):
+        for name in [each.name for each in fields(self) if each.name.startswith("max_")]:
             value = getattr(self, name)
             if value is None and name in ("max_seconds", "max_token_budget"):
                 continue
@@ -200,6 +217,8 @@ class Policy:
         """
         if request.reward is None:
             return next(iter(self.offers.values())).spec({})
+        given = request.reward if isinstance(request.reward, str) else json.dumps(request.reward, default=str)
+        self._check("the length of the reward with its arguments", len(given), self.max_reward_chars)
         try:
             name, arguments = rewards.parse(request.reward)
         except RewardError as error:
@@ -225,7 +244,9 @@ class Policy:
         limits = [limit for limit in (base.timeout, self.max_seconds) if limit is not None]
         seconds = min(limits, default=None) if request.timeout is None else request.timeout
         try:
-            config = base.replace(**self._effort(request, tokens, one_step=one_step), max_tokens=tokens)
+            chains = given.get("num_chains", base.num_chains)
+            effort = self._effort(request, tokens, chains=chains, one_step=one_step)
+            config = base.replace(**effort, max_tokens=tokens)
             config = config.replace(**given, timeout=seconds)
         except ConfigError as error:
             raise RequestError(str(error)) from error
@@ -234,6 +255,9 @@ class Policy:
         self._check("num_candidates times num_chains", config.num_candidates * config.num_chains, self.max_candidates)
         self._check("num_rollouts", rollouts, self.max_rollouts)
         self._check("the number of steps", len(config.blocks), self.max_steps)
+        # Everything drawn is searched for each of them.
+        self._check("the number of stop strings", len(config.stop), MAX_STOPS)
+        self._check("the length of a stop string", max(map(len, config.stop), default=0), MAX_STOP_CHARS)
         if seconds is not None and self.max_seconds is not None and seconds > self.max_seconds:
             raise RequestError(f"timeout is {seconds:g}; allowed: at most {self.max_seconds:g} seconds")
         return config
@@ -250,11 +274,11 @@ class Policy:
             self._check("token_budget", request.token_budget, self.max_token_budget)
         return request.token_budget
 
-    def _effort(self, request: GuidedRequest, tokens: int, *, one_step: bool) -> dict[str, int]:
+    def _effort(self, request: GuidedRequest, tokens: int, *, chains: int, one_step: bool) -> dict[str, int]:
         """Return the settings of an effort, as far as they are allowed and possible."""
         settings = EFFORTS[request.effort]
         return {
-            "num_candidates": min(settings["num_candidates"], self.max_candidates),
+            "num_candidates": min(settings["num_candidates"], max(1, self.max_candidates // chains)),
             "num_rollouts": min(settings["num_rollouts"], self.max_rollouts),
             "num_steps": 1 if one_step else min(settings["num_steps"], self.max_steps, tokens),
         }

@@ -28,12 +28,13 @@ def tool_parameters(policy: Policy, *, strict: bool = True) -> dict[str, Any]:
             as a JSON schema, are given as JSON text. Otherwise parameters may be left out.
     """
     about = {name: field.description or "" for name, field in GuidedRequest.model_fields.items()}
+    first = next(iter(policy.offers.values()))
     properties: dict[str, Any] = {
         "question": {"type": "string", "description": about["question"]},
         "reward": {
             "anyOf": [_offer(offer, strict=strict) for offer in policy.offers.values()],
-            "description": "How answers are judged: an object with the reward's ``name`` and its arguments. By default "
-            f"{next(iter(policy.offers))}, without arguments.",
+            "description": "How answers are judged: an object with the reward's ``name`` and its arguments."
+            + ("" if first.needs else f" By default {first.name}, without arguments."),
         },
         "effort": {
             "type": "string",
@@ -46,7 +47,7 @@ def tool_parameters(policy: Policy, *, strict: bool = True) -> dict[str, Any]:
         },
         "timeout": {"type": "number", "description": _timeout(about["timeout"], policy)},
     }
-    return _object(properties, required=["question"], strict=strict)
+    return _object(properties, required=["question", "reward"] if first.needs else ["question"], strict=strict)
 
 
 def check_arguments(arguments: str | Mapping[str, Any], policy: Policy) -> Mapping[str, Any]:

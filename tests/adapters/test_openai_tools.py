@@ -202,3 +202,14 @@ async def test_what_is_no_call_is_the_programs_mistake(reasoning: Asked) -> None
             await dispatch(reasoning, thing)
     with pytest.raises(ValueError, match="allowed: chat, responses"):
         tool(reasoning, "completions")  # type: ignore[arg-type]
+
+
+async def test_calls_of_the_agents_other_tools_are_left_to_it(reasoning: Asked) -> None:
+    calls = [
+        {"id": "1", "type": "function", "function": {"name": "search", "arguments": "{}"}},
+        {"id": "2", "type": "function", "function": {"name": NAME, "arguments": '{"question": "How many?"}'}},
+        {"id": "3", "type": "function", "function": {"name": "invented", "arguments": "{}"}},
+    ]
+    messages = await dispatch_all(reasoning, calls, other_tools={"search"})
+    assert [message["tool_call_id"] for message in messages] == ["2", "3"]
+    assert "there is no tool 'invented'" in messages[1]["content"]

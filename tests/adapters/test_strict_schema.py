@@ -127,7 +127,7 @@ def test_what_strict_mode_cannot_say_is_given_as_json_text(odd: RewardOffer) -> 
 
 
 def test_without_strict_mode_arguments_are_what_they_are_and_may_be_left_out(odd: RewardOffer) -> None:
-    reasoning = GuidedReasoning(ScriptedBackend(["a"]), policy=Policy(rewards=[odd, "json_schema"]))
+    reasoning = GuidedReasoning(ScriptedBackend(["a"]), policy=Policy(rewards=["similarity", odd, "json_schema"]))
     tool = openai_tools.tool(reasoning, strict=False)["function"]
     assert tool["strict"] is False
     assert "$ref" not in json.dumps(tool)  # It would look for definitions at the top of the schema.

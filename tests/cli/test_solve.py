@@ -257,8 +257,8 @@ def test_a_reward_that_fails_is_a_warning(ets: Ets, monkeypatch: pytest.MonkeyPa
     assert "the judge is out" in outcome.stderr
 
 
-def test_a_run_that_is_cut_short_says_so(ets: Ets, loader: Loader) -> None:
+def test_a_run_that_is_cut_short_before_there_is_an_answer_fails(ets: Ets, loader: Loader) -> None:
     loader.make = lambda: ScriptedBackend(["a b c d"], delay=30.0)
     outcome = ets("solve", QUESTION, "--timeout", "0.01")
-    assert outcome.exit_code == 0
-    assert "cut short after 0.01 s" in outcome.stderr
+    assert (outcome.exit_code, outcome.stdout) == (1, "")
+    assert "cut short after 0.01 s; there is no answer yet" in outcome.stderr

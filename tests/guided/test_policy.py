@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from typing import Any
 
 import pytest
@@ -354,3 +355,43 @@ def test_a_mapping_of_the_caller_stays_as_it_is() -> None:
     spec = {"name": "json_schema", "schema": '{"type": "object"}'}
     asked(spec)
     assert spec == {"name": "json_schema", "schema": '{"type": "object"}'}
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        {"name": "json_schema", "schema": {"allOf": [{"minimum": 1}] * 5000}},
+        {"name": "regex", "pattern": "(a|b)?" * 5000},
+        "regex:pattern=" + "(a|b)?" * 5000,
+        json.dumps({"name": "regex", "pattern": "(a|b)?" * 5000}),
+    ],
+)
+def test_a_reward_that_would_take_long_to_compile_is_refused_at_once(reward: Any) -> None:
+    began = time.perf_counter()
+    with pytest.raises(RequestError, match=r"length of the reward with its arguments is .* at most 20000"):
+        Policy().reward(GuidedRequest(question="q", reward=reward))
+    assert time.perf_counter() - began < 0.1
+    assert Policy(max_reward_chars=10**6).offers
+
+
+@pytest.mark.parametrize("stop", [["x"] * 17, ["x" * 257]])
+def test_stop_strings_have_a_ceiling(stop: list[str]) -> None:
+    with pytest.raises(RequestError, match="stop string"):
+        Policy().config(GuidedRequest.build({"question": "q", "settings": {"stop": stop}}), BASE, one_step=False)
+    allowed = GuidedRequest.build({"question": "q", "settings": {"stop": ["x" * 256] * 16}})
+    assert len(Policy().config(allowed, BASE, one_step=False).stop) == 16
+
+
+@pytest.mark.parametrize("settings", [None, {"num_chains": 8}])
+def test_an_effort_is_cut_to_what_is_allowed_over_all_chains(settings: Any) -> None:
+    request = GuidedRequest.build({"question": "q", "effort": "high", "settings": settings})
+    config = Policy().config(request, ETSConfig(num_chains=4), one_step=False)
+    assert config.num_candidates * config.num_chains == 32
+
+
+def test_who_fixes_the_task_fixes_all_of_it() -> None:
+    for fixed in ({"name": "regex", "pattern": "a"}, {"name": "code_tests", "test": "assert True"}):
+        policy = Policy(rewards=[RewardOffer(name="own", reward=fixed)])
+        for argument in ("full", "prompt"):
+            with pytest.raises(RequestError, match=f"takes no argument '{argument}' here; allowed: none"):
+                asked({"name": "own", argument: "x"}, policy)

@@ -60,11 +60,11 @@ def test_null_is_as_good_as_nothing_in_strict_mode() -> None:
 
 
 def test_exactly_the_offers_of_the_policy_are_in_it() -> None:
-    policy = Policy(rewards=["regex", RewardOffer(name="house", reward="similarity", description="House rules.")])
+    policy = Policy(rewards=[RewardOffer(name="house", reward="similarity", description="House rules."), "regex"])
     branches = tool(policy).parameters()["properties"]["reward"]["anyOf"]
     assert branches[-1] == {"type": "null"}
-    assert [branch["properties"]["name"]["enum"] for branch in branches[:-1]] == [["regex"], ["house"]]
-    assert branches[1]["description"] == "House rules."
+    assert [branch["properties"]["name"]["enum"] for branch in branches[:-1]] == [["house"], ["regex"]]
+    assert branches[0]["description"] == "House rules."
     assert "code_tests" not in str(tool(Policy()).parameters())
 
 
@@ -72,8 +72,17 @@ def test_it_tells_limits_and_defaults() -> None:
     properties = tool(POLICY).parameters()["properties"]
     assert "At most 99." in properties["max_tokens"]["description"]
     assert "At most 7, which is also the default." in properties["timeout"]["description"]
-    assert "By default choice" in properties["reward"]["description"]
+    own = tool(Policy()).parameters()["properties"]
+    assert "By default self_consistency, without arguments." in own["reward"]["description"]
     assert "At most" not in tool(Policy(max_seconds=None)).parameters()["properties"]["timeout"]["description"]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_reward_has_to_be_named_where_the_first_one_needs_arguments(strict: bool) -> None:
+    schema = tool(Policy(rewards=["json_schema", "similarity"])).parameters(strict=strict)
+    assert "reward" in schema["required"]
+    assert {"type": "null"} not in schema["properties"]["reward"]["anyOf"]
+    assert "By default" not in schema["properties"]["reward"]["description"]
 
 
 def test_a_schema_is_made_anew_so_that_nobody_changes_anothers() -> None:

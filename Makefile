@@ -1,6 +1,7 @@
 # Two commands do all the set-up: `make demo` and `make test`. `make test-vllm` does its own.
 
 PYTHON ?= python3
+TEST_PROCESSES ?= 2
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -41,8 +42,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# Two processes, because most tests wait more than they compute; files are not divided, since tests in one share servers.
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 
 $(VLLM_VENV)/.installed: tests/vllm/requirements.txt
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
@@ -62,6 +64,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/local_engine.py
 	$(BIN)/python benchmarks/orchestration.py
 	$(BIN)/python benchmarks/concurrency.py
+	$(BIN)/python benchmarks/efforts.py
 	$(BIN)/python benchmarks/sandbox.py
 	$(BIN)/python benchmarks/convergence.py --out docs
 

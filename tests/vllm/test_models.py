@@ -24,7 +24,7 @@ from ets_agent.evaluation.word_problems import problems
 QUESTION = "Ada has 4 boxes with 25 cards in each. Ada gives 30 to Ben. How many cards does Ada have now?"
 CHAT: Prompt = [{"role": "user", "content": QUESTION}]
 NATS = 1e-3
-PROBLEMS = 100
+PROBLEMS = {"ets": 100, "ets_is": 60}  # With importance weights a problem takes twice as long.
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ async def test_special_tokens_are_left_out_of_adopted_texts(reference: Backend, 
 async def answers(backend: Backend, method: str, proposal: Backend | None = None) -> EvalReport:
     config = ETSConfig.build(block_size=16, max_tokens=64)
     report = await evaluate(
-        backend, problems("test", PROBLEMS, seed=0), method=method, proposal=proposal, config=config
+        backend, problems("test", PROBLEMS[method], seed=0), method=method, proposal=proposal, config=config
     )
     low, high = wilson_interval(report.correct, report.count)
     print(f"\n{report.model} {method}: {100 * report.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})")

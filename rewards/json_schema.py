@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from typing import Any
 
-from backends import Completion, Prompt
+from backends import Completion
+from rewards.confined import MEMORY, SECONDS, ConfinedReward
 from rewards.errors import RewardSpecError
-from rewards.pointwise import PointwiseReward
 from rewards.registry import register
 from rewards.workers import Workers
 
-SECONDS = 1.0
-"""Most processor time of one check: the patterns in a schema may take for ever."""
+LONGEST = 100_000
+"""Characters of a schema, as JSON."""
 
 _FENCE = re.compile(r"```[ \t]*+(?:json|JSON)?[ \t]*+\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
 _workers = Workers(
-    "rewards.json_schema:problem",
+    "rewards._schema_check:problem",
     name="checking a schema",
     seconds=20 * SECONDS,
     cpu_seconds=SECONDS,
+    memory=MEMORY,
 )
 
 
 @register("json_schema")
-class JSONSchema(PointwiseReward):
+class JSONSchema(ConfinedReward):
     """Reward 1 for responses that hold JSON which a schema allows, 0 for others; no oracle, it sees the form alone.
 
     The JSON is the last code block of the response that is JSON, or all of the response, or what stands between its
@@ -40,25 +40,29 @@ class JSONSchema(PointwiseReward):
         """Set the schema.
 
         Args:
-            schema: A JSON schema; its draft is that of its ``$schema``, by default the newest. References to other
-                documents are not followed.
+            schema: A JSON schema, at most 100,000 characters; its draft is that of its ``$schema``, by default the
+                newest. References to other documents are not followed.
 
         Raises:
-            RewardSpecError: The schema is none. A reference that leads nowhere shows only when it is followed.
+            RewardSpecError: The schema is none, or too long. What is wrong with a large one, or a reference that leads
+                nowhere, shows only when a response is judged.
         """
-        from jsonschema import SchemaError
+        from rewards._schema_check import check_small
 
         try:
             self._schema = json.dumps(schema, allow_nan=False)
-            _validator(self._schema)
-        except (SchemaError, TypeError, ValueError, RecursionError) as error:
-            reason = error.message if isinstance(error, SchemaError) else error
-            raise RewardSpecError(f"this is no JSON schema: {reason}") from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RewardSpecError(f"this is no JSON schema: {error}") from error
+        if len(self._schema) > LONGEST:
+            raise RewardSpecError(f"the schema has {len(self._schema)} characters; allowed: at most {LONGEST}")
+        self._checked = check_small(self._schema)
 
-    async def judge(self, prompt: Prompt, completion: Completion) -> float:
+    async def verdict(self, text: str) -> float:
         """Return 1 for JSON that the schema allows, 0 for other JSON or none."""
-        found = find_json(completion.text)
-        return 0.0 if found is None else float(await _workers.call(self._schema, found) is None)
+        found = find_json(text)
+        if found is None and self._checked:
+            return 0.0
+        return float(await _workers.call(self._schema, found) is None)
 
     def answer(self, completion: Completion) -> str | None:
         """Return the JSON, as it is written."""
@@ -76,12 +80,6 @@ def find_json(text: str) -> str | None:
     return None
 
 
-def problem(schema: str, text: str) -> str | None:
-    """Return what the schema has against a JSON text, or None for nothing."""
-    error = next(_validator(schema).iter_errors(json.loads(text)), None)
-    return None if error is None else str(error.message)
-
-
 def _is_json(text: str) -> bool:
     try:
         json.loads(text, parse_constant=_no_constant)
@@ -92,15 +90,3 @@ def _is_json(text: str) -> bool:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
-
-
-@functools.lru_cache(maxsize=64)
-def _validator(schema: str) -> Any:
-    from jsonschema import Draft202012Validator
-    from jsonschema.validators import validator_for
-    from referencing import Registry
-
-    value = json.loads(schema)
-    kind = validator_for(value, default=Draft202012Validator)
-    kind.check_schema(value)
-    return kind(value, registry=Registry())  # The default registry would fetch what a schema refers to.

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import re
+from re import _parser  # type: ignore[attr-defined]  # There is no public way to check a pattern and not compile it.
 
-from backends import Completion, Prompt
+from rewards.confined import MEMORY, SECONDS, ConfinedReward
 from rewards.errors import RewardSpecError
-from rewards.pointwise import PointwiseReward
 from rewards.registry import register
 from rewards.workers import Workers
 
-SECONDS = 1.0
-"""Most processor time of one search: with an unlucky text, some patterns would take for ever."""
+LONGEST = 2000
+"""Characters of a pattern; to read so many takes a few milliseconds at most."""
+
+_FLAGS = re.MULTILINE | re.DOTALL
 
 _workers = Workers(
     "rewards.pattern:search",
     name="searching for a pattern",
     seconds=20 * SECONDS,
     cpu_seconds=SECONDS,
+    memory=MEMORY,
 )
 
 
 @register("regex")
-class Regex(PointwiseReward):
+class Regex(ConfinedReward):
     """Reward 1 for responses in which a regular expression is found, 0 for others.
 
     Whether it is an oracle depends on what the pattern knows. A search that takes too long gives no verdict.
@@ -34,26 +37,41 @@ class Regex(PointwiseReward):
         """Set the pattern.
 
         Args:
-            pattern: In Python's syntax; ``^`` and ``$`` match at every line, ``.`` matches line ends, too.
+            pattern: In Python's syntax, at most 2000 characters; ``^`` and ``$`` match at every line, ``.`` matches
+                line ends, too.
             ignore_case: Whether upper and lower case are the same.
             full: Whether it must match all of the response, but for white space around it.
 
         Raises:
-            RewardSpecError: The pattern is none.
+            RewardSpecError: The pattern is none, or too long. A few mistakes, such as a look-behind of no fixed width,
+                show only when it is searched for.
         """
         self._arguments = pattern, ignore_case, full
+        if len(pattern) > LONGEST:
+            raise RewardSpecError(f"the pattern has {len(pattern)} characters; allowed: at most {LONGEST}")
         try:
-            search(*self._arguments, text="")
-        except (re.error, RecursionError, OverflowError) as error:
+            check_syntax(pattern)
+        except (re.error, ValueError, RecursionError, OverflowError) as error:
             raise RewardSpecError(f"pattern {pattern!r:.200} is no regular expression: {error}") from error
 
-    async def judge(self, prompt: Prompt, completion: Completion) -> float:
+    async def verdict(self, text: str) -> float:
         """Return 1 if the pattern is found, 0 if not."""
-        return float(await _workers.call(*self._arguments, text=completion.text) is not None)
+        return float(await _workers.call(*self._arguments, text=text))
 
 
-def search(pattern: str, ignore_case: bool, full: bool, *, text: str) -> str | None:
-    """Return what a pattern finds in a text, or None; see `Regex`."""
-    compiled = re.compile(pattern, re.MULTILINE | re.DOTALL | (re.IGNORECASE if ignore_case else 0))
-    match = compiled.fullmatch(text.strip()) if full else compiled.search(text)
-    return None if match is None else match[0]
+def check_syntax(pattern: str) -> None:
+    """Read a pattern but never compile it or search for it: both may take for ever, and nothing can interrupt them.
+
+    Raises:
+        re.error: The pattern is none.
+        ValueError: It has a number that is too long.
+        RecursionError: It is nested too deeply.
+        OverflowError: It has a number that is too large.
+    """
+    _parser.parse(pattern, _FLAGS)
+
+
+def search(pattern: str, ignore_case: bool, full: bool, *, text: str) -> bool:
+    """Return whether a pattern is found in a text; see `Regex`."""
+    compiled = re.compile(pattern, _FLAGS | (re.IGNORECASE if ignore_case else 0))
+    return bool(compiled.fullmatch(text.strip()) if full else compiled.search(text))

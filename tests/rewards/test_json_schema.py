@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import Completion
-from rewards import JSONSchema, RewardError, RewardSpecError, build
+from rewards import JSONSchema, RewardError, RewardSpecError, _schema_check, build
 from rewards.json_schema import find_json
 
 PERSON = {
@@ -62,11 +62,67 @@ async def test_a_specification_as_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "schema", [{"type": "thing"}, {"properties": 3}, {"pattern": "("}, {"minimum": float("nan")}, {"a": {1, 2}}]
+    "schema",
+    [
+        {"type": "thing"},
+        {"properties": 3},
+        {"pattern": "("},
+        {"minimum": float("nan")},
+        {"a": {1, 2}},
+        {"$schema": 5},
+        {"$schema": {}},
+        {"patternProperties": {"(": {}}},
+        {"pattern": "(" * 900},
+        [],
+        None,
+    ],
 )
-def test_what_is_no_schema_is_refused(schema: dict[str, Any]) -> None:
+def test_what_is_no_schema_is_refused(schema: Any) -> None:
     with pytest.raises(RewardSpecError, match="no JSON schema"):
         JSONSchema(schema)
+
+
+DRAFT_4 = "http://json-schema.org/draft-04/schema#"
+LARGE: dict[str, dict[str, Any]] = {
+    "a list whose items are compared": {"$schema": DRAFT_4, "enum": [*({"a": i} for i in range(1500)), 1, "a"]},
+    "many properties": {"properties": {f"p{i}": {} for i in range(5000)}},
+    "many short parts": {"allOf": [{}] * 200},
+    "a deep one": json.loads('{"not":' * 100 + "{}" + "}" * 100),
+}
+
+
+@pytest.mark.parametrize("schema", LARGE.values(), ids=LARGE)
+def test_a_large_schema_is_checked_by_workers_alone(schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(*args: Any) -> None:
+        raise AssertionError("checked in this process")
+
+    monkeypatch.setattr(_schema_check, "_check", check)
+    JSONSchema(schema)
+    with pytest.raises(AssertionError):
+        JSONSchema(PERSON)
+
+
+async def test_a_schema_that_takes_too_long_to_check_gives_no_verdict() -> None:
+    with pytest.raises(RewardError, match="took longer than 1 s of processor time"):
+        await JSONSchema(LARGE["a list whose items are compared"]).score("q", [Completion(text="{}")])
+
+
+@pytest.mark.parametrize("text", ["{}", "no JSON"])
+async def test_what_is_wrong_with_a_large_schema_shows_in_the_first_verdict(text: str) -> None:
+    reward = JSONSchema({"properties": {f"p{i}": {"type": "thing"} for i in range(100)}})
+    with pytest.raises(RewardError, match="this is no JSON schema: 'thing' is not valid"):
+        await reward.score("q", [Completion(text=text)])
+
+
+async def test_a_large_schema_is_as_good_as_a_small_one() -> None:
+    reward = JSONSchema({"required": [f"p{i}" for i in range(100)]})
+    group = [Completion(text=text) for text in (json.dumps({f"p{i}": i for i in range(100)}), "{}", "no JSON")]
+    assert await reward.score("q", group) == [1, 0, 0]
+
+
+def test_a_schema_that_is_too_long_is_refused() -> None:
+    with pytest.raises(RewardSpecError, match="allowed: at most 100000"):
+        JSONSchema({"enum": ["a" * 100_000]})
 
 
 async def test_other_documents_are_not_fetched() -> None:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import re
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import Completion
-from rewards import Regex, RewardSpecError, RewardTimeoutError, build
+from rewards import JSONSchema, Regex, RewardError, RewardSpecError, RewardTimeoutError, build, pattern
+from rewards.confined import PATIENCE
+from rewards.workers import DEFAULT_SIZE
 
 
 async def test_found_anywhere_or_in_full() -> None:
@@ -18,11 +22,65 @@ async def test_found_anywhere_or_in_full() -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(", "[a", "*", "(?P<a>x)(?P<a>y)", "a{2,1}", "(" * 5000, "a{99999999999999999999}"]
+    "wrong",
+    ["(", "[a", "*", "(?P<a>x)(?P<a>y)", "a{2,1}", "(" * 1500, "a{99999999999999999999}", f"a{{{'9' * 1900}}}"],
+    ids=lambda each: each[:20],
 )
-def test_what_is_no_pattern_is_refused(pattern: str) -> None:
+def test_what_is_no_pattern_is_refused(wrong: str) -> None:
     with pytest.raises(RewardSpecError, match="is no regular expression"):
-        Regex(pattern)
+        Regex(wrong)
+
+
+@pytest.mark.parametrize("slow", ["(|)" * 26 + "(?!)", "(a?|b?)" * 30 + "(?!$)"], ids=["empty", "branches"])
+async def test_a_pattern_is_compiled_and_searched_for_by_workers_alone(
+    slow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_it(*args: Any) -> None:
+        raise AssertionError("compiled in this process")
+
+    JSONSchema({})  # What it imports compiles patterns of its own.
+    with monkeypatch.context() as patch:
+        patch.setattr(re, "compile", compile_it)
+        reward = Regex(slow)
+        JSONSchema({"pattern": slow})
+        Regex("(?i)" + "[a-z\u0100-\uffff]" * 200)
+    with pytest.raises(RewardTimeoutError, match="took longer than 1 s of processor time"):
+        await reward.score("q", [Completion(text="")])
+
+
+def test_a_long_pattern_is_refused() -> None:
+    Regex("a" * 2000)
+    with pytest.raises(RewardSpecError, match="the pattern has 2001 characters; allowed: at most 2000"):
+        Regex("a" * 2001)
+
+
+async def test_what_only_the_compiler_finds_wrong_shows_in_the_first_verdict() -> None:
+    with pytest.raises(RewardError, match="look-behind requires fixed-width"):
+        await Regex("(?<=a*)b").score("q", [Completion(text="ab")])
+
+
+async def test_a_pattern_that_takes_too_long_twice_is_given_up_for_the_rest_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched = []
+    call = pattern._workers.call
+
+    async def counted(*args: Any, text: str) -> Any:
+        searched.append(text)
+        return await call(*args, text=text)
+
+    monkeypatch.setattr(pattern._workers, "call", counted)
+    reward = Regex("^(a+)+$")
+    run = reward.session()
+    evil = [Completion(text="a" * 40 + "!" * n) for n in range(1, 20)]
+    assert await run.score("q", [Completion(text="aaa"), *evil]) == [1, *[None] * len(evil)]
+    assert len(searched) <= 1 + PATIENCE + DEFAULT_SIZE - 1
+    assert any("it is not asked any more in this run, after" in problem for problem in run.problems)
+    searched.clear()
+    with pytest.raises(RewardError, match="not asked any more"):
+        await run.score("q", [Completion(text="aaaa")])
+    assert not searched
+    assert await reward.session().score("q", [Completion(text="aaaa")]) == [1]
 
 
 async def test_a_search_that_would_never_end_gives_no_verdict() -> None:

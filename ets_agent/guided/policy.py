@@ -217,7 +217,10 @@ class Policy:
         """
         if request.reward is None:
             return next(iter(self.offers.values())).spec({})
-        given = request.reward if isinstance(request.reward, str) else json.dumps(request.reward, default=str)
+        try:
+            given = request.reward if isinstance(request.reward, str) else json.dumps(request.reward, default=str)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(f"the reward with its arguments is no JSON: {error}") from error
         self._check("the length of the reward with its arguments", len(given), self.max_reward_chars)
         try:
             name, arguments = rewards.parse(request.reward)

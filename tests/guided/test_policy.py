@@ -374,6 +374,14 @@ def test_a_reward_that_would_take_long_to_compile_is_refused_at_once(reward: Any
     assert Policy(max_reward_chars=10**6).offers
 
 
+def test_a_reward_that_json_cannot_hold_is_refused() -> None:
+    deep: Any = {}
+    for _ in range(3000):
+        deep = {"not": deep}
+    with pytest.raises(RequestError, match="is no JSON: maximum recursion depth"):
+        Policy().reward(GuidedRequest(question="q", reward={"name": "json_schema", "schema": deep}))
+
+
 @pytest.mark.parametrize("stop", [["x"] * 17, ["x" * 257]])
 def test_stop_strings_have_a_ceiling(stop: list[str]) -> None:
     with pytest.raises(RequestError, match="stop string"):

@@ -19,6 +19,7 @@ import torch
 
 from backends.base import SamplingParams
 from backends.errors import BackendClosedError, BackendError
+from backends.local import shutdown
 from backends.local.batch import Batch, Row
 from backends.local.cache import Computed, Prefix
 from backends.local.model import Model
@@ -99,10 +100,7 @@ class Engine:
 
     def close(self) -> None:
         """Fail what is under way and wait for the thread to end."""
-        with self._changed:
-            self._closed = True
-            thread = self._thread
-            self._changed.notify()
+        thread = self._stop()
         if thread is not None:
             thread.join()
 
@@ -110,6 +108,13 @@ class Engine:
         """Raise `BackendClosedError` if the engine is closed."""
         if self._closed:
             raise BackendClosedError("the model is closed")
+
+    def _stop(self) -> threading.Thread | None:
+        """Tell the thread, which is returned, to end after its pass."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+            return self._thread
 
     def _submit(self, request: _Draw | _Score) -> None:
         with self._changed:
@@ -120,6 +125,7 @@ class Engine:
                     thread.start()  # It waits for the lock that is held here.
                 except RuntimeError as error:
                     raise BackendError(f"cannot start a thread for the model: {error}") from error
+                shutdown.watch(thread, self._stop)
                 self._thread = thread
             self._inbox.append(request)
             self._changed.notify()
@@ -136,6 +142,8 @@ class Engine:
                 self._thread = None
                 self._abandon(BackendError(f"the model's thread failed: {type(error).__name__}: {error}"))
             raise
+        finally:
+            shutdown.unwatch()
 
     def _receive(self) -> bool:
         """Wait for work and sort it in; return False when the thread is to end."""

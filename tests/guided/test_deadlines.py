@@ -90,7 +90,7 @@ async def test_in_the_first_step_the_answer_is_a_plain_draw() -> None:
 
 
 async def test_before_anything_is_drawn_the_answer_is_empty() -> None:
-    async with GuidedReasoning(ScriptedBackend(RESPONSES, delay=30)) as reasoning:
+    async with GuidedReasoning(ScriptedBackend(RESPONSES, delay=300)) as reasoning:
         answer = await ask_in_time(reasoning, 0.5, **STEPS)
     assert (answer.text, answer.answer, answer.confidence) == ("", None, None)
 
@@ -111,7 +111,7 @@ async def test_between_steps_the_answer_is_the_best_one_so_far() -> None:
 
 
 async def test_while_it_waits_for_a_place_the_answer_is_empty_and_says_why() -> None:
-    backend = ScriptedBackend(RESPONSES, delay=30)
+    backend = ScriptedBackend(RESPONSES, delay=300)
     async with GuidedReasoning(backend, max_concurrency=1) as reasoning:
         first = asyncio.create_task(reasoning(QUESTION))
         await until(lambda: backend.active)
@@ -139,7 +139,7 @@ async def test_the_time_in_the_line_counts() -> None:
 
 
 async def test_without_a_limit_of_its_own_a_request_has_the_operators() -> None:
-    backend = ScriptedBackend(RESPONSES, delay=30)
+    backend = ScriptedBackend(RESPONSES, delay=300)
     async with GuidedReasoning(backend, policy=Policy(max_seconds=0.5)) as reasoning, nothing_left(reasoning):
         began = time.monotonic()
         answer = await reasoning(QUESTION)
@@ -386,7 +386,7 @@ async def cancelled(reasoning: GuidedReasoning, when: Callable[[], Any], **field
 
 
 async def test_a_call_that_is_cancelled_in_its_first_step_leaves_nothing() -> None:
-    backend = ScriptedBackend(RESPONSES, delay=30)
+    backend = ScriptedBackend(RESPONSES, delay=300)
     async with GuidedReasoning(backend) as reasoning:
         await cancelled(reasoning, lambda: backend.active == 2)  # Its candidates, and the plain draw.
         await cancelled(reasoning, lambda: backend.active == 2, token_budget=10**6)
@@ -417,7 +417,7 @@ async def test_a_call_that_is_cancelled_later_leaves_nothing() -> None:
 
 
 async def test_a_call_that_is_cancelled_in_the_line_leaves_nothing() -> None:
-    backend = ScriptedBackend(RESPONSES, delay=30)
+    backend = ScriptedBackend(RESPONSES, delay=300)
     async with GuidedReasoning(backend, max_concurrency=1) as reasoning:
         first = asyncio.create_task(reasoning(QUESTION))
         await until(lambda: backend.active)

@@ -48,7 +48,7 @@ async def test_a_client_lists_and_calls_and_sees_progress(mode: Mode, log: Log) 
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_cancelled_call_ends_its_run_and_the_next_one_is_answered(mode: Mode, log: Log) -> None:
-    async with over_stdio(log, delay=30, mode=mode) as client:
+    async with over_stdio(log, delay=300, mode=mode) as client:
         call = asyncio.create_task(client.call_tool(TOOL, QUESTION))
         await log.until(lambda log: log.active > 0)
         call.cancel()
@@ -76,7 +76,7 @@ async def test_a_killed_client_ends_the_run_and_the_server(log: Log) -> None:
         "from tests.mcp_server.conftest import QUESTION, Log, over_stdio\n"
         "from pathlib import Path\n"
         "async def main():\n"
-        "    async with over_stdio(Log(Path(sys.argv[1])), delay=30) as client:\n"
+        "    async with over_stdio(Log(Path(sys.argv[1])), delay=300) as client:\n"
         f"        await client.call_tool({TOOL!r}, QUESTION)\n"
         "asyncio.run(main())\n"
     )
@@ -96,7 +96,7 @@ def server(log: Log) -> Iterator[subprocess.Popen[str]]:
     """The server as a bare process, its streams in the test's hands."""
     with log.path.open("a") as errors:
         process = subprocess.Popen(
-            command(delay=30), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            command(delay=300), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
         )
     yield process
     process.kill()

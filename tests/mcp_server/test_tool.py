@@ -8,8 +8,10 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import anyio
 import jsonschema
 import pytest
 from mcp import Client
@@ -21,6 +23,8 @@ from backends import Completion, ContextLengthError, EndpointError, Prompt, Stat
 from backends.scripted import ScriptedBackend
 from ets_agent import GuidedAnswer, GuidedReasoning, Policy, RewardOffer, __version__
 from ets_agent.mcp_server import _calls
+from ets_agent.mcp_server._calls import CallEndedError, Calls
+from ets_agent.mcp_server._progress import Note
 from rewards import Reward, registry
 from tests.mcp_server.conftest import MODES, QUESTION, SOON, Mode, in_one_task, in_process
 from tests.mcp_server.watched_ets import RESPONSES
@@ -141,7 +145,7 @@ async def test_the_rewards_on_offer_are_a_resource(client: Client) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_cancelled_call_ends_its_run(mode: Mode) -> None:
-    backend = ScriptedBackend(RESPONSES, delay=30)
+    backend = ScriptedBackend(RESPONSES, delay=300)
     async with in_process(backend, mode=mode) as client:
         call = asyncio.create_task(client.call_tool(TOOL, QUESTION))
         await until(lambda: backend.active)
@@ -180,6 +184,50 @@ async def test_a_cancelled_run_closes_its_reward(
         await asyncio.gather(call, return_exceptions=True)
 
 
+async def test_a_cancelled_call_is_over_when_its_run_is() -> None:
+    class SlowToLeave(ScriptedBackend):
+        left = False
+
+        async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
+            try:
+                return await super().extend(state, n, tokens=tokens, seed=seed)
+            finally:
+                await asyncio.sleep(0.05)
+                self.left = True
+
+    async def never() -> bool:
+        return False
+
+    async def tell(note: Note) -> None:
+        pass
+
+    backend = SlowToLeave(RESPONSES, delay=300)
+    async with GuidedReasoning(backend) as reasoning, anyio.create_task_group() as group:
+        calls = Calls(reasoning)
+        group.start_soon(partial(calls.answer, QUESTION, tell=tell, gone=never))
+        await until(lambda: backend.active)
+        group.cancel_scope.cancel()
+    assert backend.left
+
+
+async def test_closing_tells_those_who_wait() -> None:
+    async def never() -> bool:
+        return False
+
+    async def tell(note: Note) -> None:
+        pass
+
+    backend = ScriptedBackend(RESPONSES, delay=300)
+    async with GuidedReasoning(backend) as reasoning:
+        calls = Calls(reasoning)
+        call = asyncio.create_task(calls.answer(QUESTION, tell=tell, gone=never))
+        await until(lambda: backend.active)
+        await calls.close()
+        assert not backend.active
+        with pytest.raises(CallEndedError, match="the server is shutting down"):
+            await call
+
+
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_long_step_is_filled_with_signs_of_life(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_calls, "HEARTBEAT", 0.0)
@@ -194,7 +242,7 @@ async def test_a_long_step_is_filled_with_signs_of_life(mode: Mode, monkeypatch:
         if len(told) > 10:
             heard.set()
 
-    async with in_process(ScriptedBackend(RESPONSES, delay=30), mode=mode) as client:
+    async with in_process(ScriptedBackend(RESPONSES, delay=300), mode=mode) as client:
         call = asyncio.create_task(client.call_tool(TOOL, QUESTION, progress_callback=hear))
         await asyncio.wait_for(heard.wait(), 30)
         call.cancel()
@@ -211,7 +259,7 @@ async def test_a_caller_without_a_place_is_kept_alive_too(monkeypatch: pytest.Mo
     async def hear(progress: float, total: float | None, message: str | None) -> None:
         heard.put_nowait(message)
 
-    backend = ScriptedBackend(RESPONSES, delay=30)
+    backend = ScriptedBackend(RESPONSES, delay=300)
     async with in_process(backend, max_concurrency=1) as client:
         first = asyncio.create_task(client.call_tool(TOOL, QUESTION))
         await until(lambda: backend.active)
@@ -242,12 +290,13 @@ async def test_a_slow_listener_does_not_hold_up_the_deadline(mode: Mode) -> None
 
 
 async def test_a_call_beyond_the_queue_is_told_to_come_back() -> None:
-    backend = ScriptedBackend(RESPONSES, delay=30)
+    backend = ScriptedBackend(RESPONSES, delay=300)
     async with in_process(backend, max_concurrency=1, max_queue=0) as client:
         first = asyncio.create_task(client.call_tool(TOOL, QUESTION))
         await until(lambda: backend.active)
         result = await client.call_tool(TOOL, QUESTION)
         assert result.is_error
+        assert said(result)[0].startswith("1 calls are under way and 0 wait already")
         assert "try again later" in said(result)[0]
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
@@ -315,7 +364,7 @@ async def test_a_search_that_was_cut_short_says_so() -> None:
 
 
 async def test_no_answer_at_all_says_why() -> None:
-    backend = ScriptedBackend(RESPONSES, delay=30)
+    backend = ScriptedBackend(RESPONSES, delay=300)
     async with in_process(backend, max_concurrency=1) as client:
         first = asyncio.create_task(client.call_tool(TOOL, QUESTION))
         await until(lambda: backend.active)

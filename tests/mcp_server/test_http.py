@@ -92,7 +92,7 @@ async def test_a_killed_client_ends_its_run_and_no_other(mode: Mode, serve_http:
 async def test_a_call_that_would_take_half_a_minute_is_answered_in_its_five_seconds(
     mode: Mode, serve_http: ServeHttp, log: Log
 ) -> None:
-    server = serve_http(delay=3)
+    server = serve_http(delay=30 / 8)  # Four steps of two calls each
     async with Client(await server.address(), mode=mode) as client:
         began = time.monotonic()
         result = await client.call_tool(TOOL, {**QUESTION, "max_tokens": 8, "timeout": 5})

@@ -58,7 +58,7 @@ async def test_a_cancelled_call_ends_its_run_and_the_next_one_is_answered(mode: 
 
 
 async def test_a_call_that_would_take_half_a_minute_is_answered_in_its_five_seconds(log: Log) -> None:
-    async with over_stdio(log, delay=3) as client:  # Four steps of two calls each, and one to begin with.
+    async with over_stdio(log, delay=30 / 8) as client:  # Four steps of two calls each.
         began = time.monotonic()
         result = await client.call_tool(TOOL, {**QUESTION, "max_tokens": 8, "timeout": 5})
         seconds = time.monotonic() - began

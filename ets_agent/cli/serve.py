@@ -32,6 +32,15 @@ def serve_command(
     proposal: options.Proposal = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            metavar="NAME",
+            help="Name of this machine, besides --host, that callers without keys may use in addresses; repeat it.",
+            show_default=False,
+        ),
+    ] = None,
     served_model_name: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,10 +117,10 @@ def serve_command(
         keys = read_keys(api_key_file, os.environ)
         with bind(host, port, keys=keys.required) as listener:
             backend, helper = options.load_models(model, proposal, device=device, dtype=dtype)
-            names = served_model_name or []
+            names, hosts = served_model_name or [], [host, *(allow_host or [])]
             running.grace = shutdown_timeout + CLOSING_SECONDS + GRACE
             serving = _serve(
-                backend, helper, settings, listener, keys, limits, names, shutdown_timeout=shutdown_timeout
+                backend, helper, settings, listener, keys, limits, names, hosts, shutdown_timeout=shutdown_timeout
             )
             with suppress(asyncio.CancelledError):
                 running.run(serving)
@@ -126,13 +135,14 @@ async def _serve(
     keys: Keys,
     limits: Limits,
     names: list[str],
+    hosts: list[str],
     *,
     shutdown_timeout: float,
 ) -> None:
     from ets_agent.server import create_app, serve
 
     async with backend, proposal or nullcontext(), GuidedReasoning(backend, proposal=proposal, **settings) as reasoning:
-        app = create_app(reasoning, keys=keys, limits=limits, names=names)
+        app = create_app(reasoning, keys=keys, limits=limits, names=names, hosts=hosts)
         await serve(
             app,
             listener,

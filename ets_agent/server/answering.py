@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from ets_agent.guided import GuidedAnswer, GuidedReasoning
+from ets_agent._connections import hang_up
+from ets_agent.guided import GuidedAnswer, GuidedReasoning, GuidedRequest
 from ets_agent.guided.reasoning import Plan
-from ets_agent.results import BlockCommitted, Event, Finished
+from ets_agent.results import BlockCommitted, CandidatesWeighed, Event, Finished
 from ets_agent.server.asked import Asked
-from ets_agent.server.errors import ApiError, ClientGoneError, shutting_down, translate
+from ets_agent.server.errors import CLIENT_GONE, ApiError, ClientGoneError, translate
+from ets_agent.server.event_stream import EventStream
 from ets_agent.server.limits import Admission
-from ets_agent.server.metrics import Metrics
+from ets_agent.server.metrics import Metrics, note_outcome
 from ets_agent.server.replies import DONE
 from ets_agent.server.runs import Work, follow
 from ets_agent.server.shapes import Heading, Shape
 
+T = TypeVar("T")
+
 TRACE_HEADER = "X-Ets-Trace-Id"
 _LAST_WORD_SECONDS = 0.5
-"""How long a client is given to be told that the server ends its run."""
+"""How long a client is given to be told that its stream ends before its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,36 +53,42 @@ class Answering:
     model: str
 
     def response(self, request: Request, asked: Asked, shape: Callable[[Heading], Shape]) -> Answers:
-        """Return the response to a request.
+        """Return the response to a request."""
+        return Answers(self, asked, shape, caller=request.state.caller)
+
+    def plans(self, requests: Sequence[GuidedRequest]) -> list[Plan]:
+        """Return how requests will be answered that differ in prompt and seed alone: the reward is compiled once.
 
         Raises:
             RequestError: Something is not possible.
         """
-        plans = [self.reasoning.plan(each) for each in asked.requests]
-        heading = Heading(
-            name=plans[0].trace_id,
-            created=int(time.time()),
-            model=self.model,
-            ignored=asked.ignored,
-            choices=asked.choices,
-        )
-        return Answers(self, plans, asked, shape(heading), caller=request.state.caller)
+        first, *others = requests
+        plan = self.reasoning.plan(first)
+        plans = [plan]
+        for other in others:
+            seed = None if other.settings is None else other.settings.seed
+            plans.append(
+                replace(
+                    plan,
+                    prompt=other.prompt(chat=self.reasoning.backend.capabilities.chat),
+                    config=plan.config if seed is None else plan.config.replace(seed=seed),
+                    trace_id=secrets.token_hex(8),
+                )
+            )
+        return plans
 
 
 class Answers(Response):
     """Makes the answers when the server sends it.
 
-    The response begins with the first block, or with the last one where it is not streamed, so what fails before that
-    has a status of its own.
+    The response begins when the model has done something, with the first step's weights, or with the last block where
+    it is not streamed; so what fails before that has a status of its own.
     """
 
-    def __init__(
-        self, answering: Answering, plans: Sequence[Plan], asked: Asked, shape: Shape, *, caller: bytes
-    ) -> None:
+    def __init__(self, answering: Answering, asked: Asked, shape: Callable[[Heading], Shape], *, caller: bytes) -> None:
         """Begin nothing yet."""
-        super().__init__(headers={TRACE_HEADER: ",".join(plan.trace_id for plan in plans)})
+        super().__init__()
         self._answering = answering
-        self._plans = plans
         self._asked = asked
         self._shape = shape
         self._caller = caller
@@ -87,91 +99,106 @@ class Answers(Response):
 
         Raises:
             ApiError: Nothing was sent yet, and nothing will come of it.
-            ClientGoneError: The client has hung up.
+            ClientGoneError: The client has hung up before anything was sent.
         """
-        answering = self._answering
-        with answering.admission.admit(self._caller, len(self._plans)):
+        answering, asked = self._answering, self._asked
+        # Who is not let in has no work done for it, and refused work counts, too.
+        with answering.admission.admit(self._caller, len(asked.requests)):
             try:
-                # The end of the response is not sent from within: it would look as if the client had hung up.
-                last = await answering.work.attend(self._stream(send) if self._asked.stream else self._whole(), receive)
-            except (ApiError, ClientGoneError):
-                raise
+                plans = answering.plans(asked.requests)
             except Exception as error:
                 raise translate(error) from error
-        if not self._asked.stream:
-            await self._start(send, "application/json", length=len(last))
-        await send({"type": "http.response.body", "body": last})
+            shape = self._shape(
+                Heading(
+                    name=plans[0].trace_id,
+                    created=int(time.time()),
+                    model=answering.model,
+                    ignored=asked.ignored,
+                    choices=asked.choices,
+                )
+            )
+            headers = [(TRACE_HEADER.lower().encode(), ",".join(plan.trace_id for plan in plans).encode())]
+            if asked.stream:
+                stream = EventStream(send, headers, stall_seconds=answering.admission.limits.stall_seconds)
+                await self._send_stream(scope, receive, stream, plans, shape)
+                return
+            body = await self._attend(self._whole(plans, shape), receive)
+        length = str(len(body)).encode()
+        headers += [(b"content-type", b"application/json"), (b"content-length", length)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
-    async def _whole(self) -> bytes:
-        async with aclosing(self._events()) as events:
-            async for _ in events:
-                pass
-        return self._shape.whole(self._answers).model_dump_json().encode()
-
-    async def _stream(self, send: Send) -> bytes:
-        """Send everything but the end, which is returned."""
-        count = len(self._plans)
-        sent = [""] * count
-        started = False
+    async def _attend(self, work: Coroutine[Any, Any, T], receive: Receive) -> T:
         try:
-            async with aclosing(self._events()) as events:
-                async for index, event in events:
-                    if not started:
-                        await self._start(send, "text/event-stream; charset=utf-8")
-                        started = True
-                        for chunk in self._shape.opening(count):
-                            await self._send(send, chunk)
-                    text = _text(event)
-                    if text is not None and len(text) > len(sent[index]):
-                        # A run that was cut short has an answer that begins with what was committed.
-                        await self._send(send, self._shape.piece(index, text[len(sent[index]) :]))
-                        sent[index] = text
-                    if isinstance(event, Finished):
-                        await self._send(send, self._shape.closing(index, self._answers[index]))
-            if self._asked.include_usage:
-                await self._send(send, self._shape.bill(self._answers))
-        except asyncio.CancelledError:
-            if started and self._answering.work.ended:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_LAST_WORD_SECONDS):
-                        await send(_body(_event(shutting_down().body)))
-            raise
-        except ClientGoneError:
+            return await self._answering.work.attend(work, receive)
+        except (ApiError, ClientGoneError):
             raise
         except Exception as error:
-            if not started:
-                raise
-            return _event(translate(error).body)
-        return _event(DONE)
+            raise translate(error) from error
 
-    async def _events(self) -> AsyncGenerator[tuple[int, Event]]:
+    async def _whole(self, plans: Sequence[Plan], shape: Shape) -> bytes:
+        async with aclosing(self._events(plans)) as events:
+            async for _ in events:
+                pass
+        return shape.whole(self._answers).model_dump_json().encode()
+
+    async def _send_stream(
+        self, scope: Scope, receive: Receive, stream: EventStream, plans: Sequence[Plan], shape: Shape
+    ) -> None:
+        """Send all events. Once they have begun, what goes wrong is the last one, and no error of the server."""
+        try:
+            # The end of the response is not sent from within: it would look as if the client had hung up.
+            await self._attend(self._stream(stream, plans, shape), receive)
+            await stream.event(DONE, last=True)
+        except ClientGoneError:
+            if not stream.begun:
+                raise
+            note_outcome(scope, CLIENT_GONE)
+            await hang_up(scope)
+        except ApiError as error:
+            if not stream.begun:
+                raise
+            note_outcome(scope, error.status)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORD_SECONDS):
+                    await stream.event(error.body, last=True)
+                    return
+            await hang_up(scope)
+
+    async def _stream(self, stream: EventStream, plans: Sequence[Plan], shape: Shape) -> None:
+        """Send everything but the end."""
+        sent = [""] * len(plans)
+
+        async def say(chunk: BaseModel) -> None:
+            await stream.event(chunk.model_dump_json(exclude_unset=True))
+
+        async with stream.kept_alive(), aclosing(self._events(plans)) as events:
+            async for index, event in events:
+                if not isinstance(event, CandidatesWeighed | BlockCommitted | Finished):
+                    continue
+                if not stream.begun:
+                    await stream.begin()
+                    for chunk in shape.opening(len(plans)):
+                        await say(chunk)
+                text = _text(event)
+                if text is not None and len(text) > len(sent[index]):
+                    # A run that was cut short has an answer that begins with what was committed.
+                    await say(shape.piece(index, text[len(sent[index]) :]))
+                    sent[index] = text
+                if isinstance(event, Finished):
+                    await say(shape.closing(index, self._answers[index]))
+            if self._asked.include_usage:
+                await say(shape.bill(self._answers))
+
+    async def _events(self, plans: Sequence[Plan]) -> AsyncGenerator[tuple[int, Event]]:
         """Carry out the plans; keep the answers and count them."""
-        async with aclosing(follow(self._answering.reasoning, self._plans)) as events:
+        async with aclosing(follow(self._answering.reasoning, plans)) as events:
             async for index, event in events:
                 if isinstance(event, Finished):
-                    answer = GuidedAnswer.of(event.result, trace_id=self._plans[index].trace_id)
+                    answer = GuidedAnswer.of(event.result, trace_id=plans[index].trace_id)
                     self._answers[index] = answer
                     self._answering.metrics.answered(answer)
                 yield index, event
-
-    async def _start(self, send: Send, kind: str, *, length: int | None = None) -> None:
-        headers = [
-            *(pair for pair in self.raw_headers if pair[0] != b"content-length"),
-            (b"content-type", kind.encode()),
-            # Proxies must not keep blocks back.
-            *([(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")] if length is None else []),
-            *([] if length is None else [(b"content-length", str(length).encode())]),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-
-    async def _send(self, send: Send, chunk: BaseModel) -> None:
-        """Send a chunk; it takes as long as the client does to read, but not for ever."""
-        stall = self._answering.admission.limits.stall_seconds
-        try:
-            async with asyncio.timeout(stall):
-                await send(_body(_event(chunk.model_dump_json(exclude_unset=True))))
-        except TimeoutError:
-            raise ClientGoneError from None
 
 
 def _text(event: Event) -> str | None:
@@ -179,11 +206,3 @@ def _text(event: Event) -> str | None:
     if isinstance(event, BlockCommitted):
         return event.text
     return event.result.text if isinstance(event, Finished) else None
-
-
-def _event(data: str) -> bytes:
-    return f"data: {data}\n\n".encode()
-
-
-def _body(data: bytes) -> dict[str, object]:
-    return {"type": "http.response.body", "body": data, "more_body": True}

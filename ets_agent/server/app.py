@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ets_agent import __version__
+from ets_agent._hosts import LOOPBACK_NAMES, Names
 from ets_agent.guided import GuidedReasoning
 from ets_agent.keys import Caller, Keys
 from ets_agent.server import openapi
@@ -45,6 +47,7 @@ def create_app(
     keys: Keys | None = None,
     limits: Limits | None = None,
     names: Sequence[str] = (),
+    hosts: Sequence[str] = (),
 ) -> FastAPI:
     """Return an application that answers as OpenAI's API does.
 
@@ -53,6 +56,7 @@ def create_app(
         keys: The keys that let a caller in; without any, everybody is let in.
         limits: What one caller may have.
         names: Names of the model besides its own; the first one is what replies say.
+        hosts: Names of this machine, besides those of loopback, that callers without keys may use in addresses.
     """
     keys, limits = keys or Keys(), limits or Limits()
     models = list(dict.fromkeys([*names, reasoning.backend.name]))
@@ -71,7 +75,7 @@ def create_app(
     app.include_router(_lists(reasoning, models, metrics))
     install(app)
     # What is added last is outermost: everything is counted, also those who are not let in.
-    app.add_middleware(Guarded, keys=keys)
+    app.add_middleware(Guarded, keys=keys, names=Names([*LOOPBACK_NAMES, *hosts]))
     app.add_middleware(Measured, metrics=metrics)
     openapi.describe(app, models=models, policy=reasoning.policy, limits=limits, keys=keys, is_open=OPEN)
     return app
@@ -80,37 +84,56 @@ def create_app(
 class Guarded:
     """Middleware that lets nobody in without a key, wherever to, so that strangers do not learn what there is.
 
+    Where no keys are needed, it lets nobody in who calls this machine by a name that is not its own.
+
     Args:
         app: What is guarded.
         keys: The keys.
+        names: The machine's names.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
-        """Keep both."""
+    def __init__(self, app: ASGIApp, keys: Keys, names: Names) -> None:
+        """Keep everything."""
         self._app = app
         self._keys = keys
+        self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Note who asks, or refuse."""
         if scope["type"] == "http":
-            caller = self._caller(dict(scope["headers"]).get(b"authorization", b""))
-            if caller is None and scope["path"] != OPEN:
-                error = ApiError(
-                    401,
-                    "no valid API key; send one as 'Authorization: Bearer KEY'",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-                await error.response()(scope, receive, send)
-                return
-            scope.setdefault("state", {})["caller"] = caller
+            try:
+                caller = self._caller(Headers(scope=scope))
+            except ApiError as error:
+                if scope["path"] != OPEN:
+                    await error.response()(scope, receive, send)
+                    return
+            else:
+                scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
 
-    def _caller(self, authorization: bytes) -> Caller | None:
+    def _caller(self, headers: Headers) -> Caller:
         if not self._keys.required:
+            self._check_names(headers)
             return ANYBODY
-        scheme, _, key = authorization.partition(b" ")
-        return self._keys.caller(key.strip()) if scheme.lower() == b"bearer" else None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        caller = self._keys.caller(key.strip().encode("latin-1")) if scheme.lower() == "bearer" else None
+        if caller is None:
+            raise ApiError(
+                401,
+                "no valid API key; send one as 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return caller
+
+    def _check_names(self, headers: Headers) -> None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._names.has_host(host):
+            raise ApiError(
+                421, f"{host!r:.200} is no name of this server; allowed: {self._names}", code="host_not_allowed"
+            )
+        if origin is not None and not self._names.has_origin(origin):
+            raise ApiError(403, f"pages of {origin!r:.200} may not use this server", code="origin_not_allowed")
 
 
 def _answers(answering: Answering, models: Sequence[str], limits: Limits) -> APIRouter:
@@ -127,7 +150,7 @@ def _answers(answering: Answering, models: Sequence[str], limits: Limits) -> API
     async def create_chat_completion(request: Request) -> Response:
         """Answer a chat, with guided sampling."""
         body = await read_chat(request)
-        _check_model(body, models)
+        _check(body, models, limits)
         return answering.response(request, chat_asked(body, policy), ChatShape)
 
     @router.post(
@@ -138,7 +161,7 @@ def _answers(answering: Answering, models: Sequence[str], limits: Limits) -> API
     async def create_completion(request: Request) -> Response:
         """Continue texts as they stand, with guided sampling."""
         body = await read_text(request)
-        _check_model(body, models)
+        _check(body, models, limits)
         return answering.response(request, completion_asked(body), TextShape)
 
     return router
@@ -185,9 +208,10 @@ def _lists(reasoning: GuidedReasoning, models: Sequence[str], metrics: Metrics) 
     return router
 
 
-def _check_model(body: SamplingRequest, models: Sequence[str]) -> None:
+def _check(body: SamplingRequest, models: Sequence[str], limits: Limits) -> None:
     if body.model not in models:
         raise _no_model(body.model, models)
+    limits.check(body.prompts * body.choices, param="n" if body.choices > 1 else "prompt")
 
 
 def _no_model(name: str, models: Sequence[str]) -> ApiError:

@@ -62,7 +62,7 @@ class Asked:
     """What a caller wants.
 
     Attributes:
-        requests: One for each answer, in the order of choices.
+        requests: One for each answer, in the order of choices; they differ in prompt and seed alone.
         choices: Answers to each prompt.
         stream: Whether blocks are sent as they are chosen.
         include_usage: Whether a stream ends with the usage.
@@ -111,7 +111,7 @@ def _asked(body: SamplingRequest, prompts: list[dict[str, Any]], *, reward: dict
     if reward is not None:
         fields["reward"] = reward
     settings = fields.pop("settings")
-    count = body.n or 1
+    count = body.choices
     seeds = _seeds(settings.get("seed"), len(prompts) * count)
     requests = [
         GuidedRequest.build({**prompt, **fields, "settings": settings if seed is None else {**settings, "seed": seed}})

@@ -17,6 +17,8 @@ M = TypeVar("M", bound=BaseModel)
 
 MAX_DEPTH = 64
 """Objects and arrays within each other; a JSON schema that people wrote has a dozen."""
+MAX_VALUES = 32_768
+"""Values in all, names of fields included. Each may be wrong in ways of its own, and explaining takes time."""
 _DISCARD_SECONDS = 2.0
 """How long the rest of a body that is too large is read and thrown away: clients that are still sending when the
 connection ends do not see the answer."""
@@ -34,8 +36,8 @@ def body_of(model: type[M], *, max_bytes: int, seconds: float) -> Callable[[Requ
     """
 
     async def read(request: Request) -> M:
-        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        # Browsers let any page send text or forms to any address, and ask before they send JSON.
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        # Browsers let any page send text, forms or bytes of no kind to any address, and ask before they send JSON.
         if kind != "application/json":
             raise ApiError(415, f"the body is {kind!r:.80}; allowed: application/json")
         raw = await _bytes(request, max_bytes, seconds)
@@ -104,11 +106,15 @@ def _too_deep() -> ApiError:
 def _check(content: Any) -> None:
     """Refuse what JSON can say and nothing behind can work with, without recursion, which is what it is about."""
     left = [(content, 1)]
+    seen = 1
     while left:
         value, depth = left.pop()
         if isinstance(value, dict | list):
             if depth > MAX_DEPTH:
                 raise _too_deep()
+            seen += 2 * len(value) if isinstance(value, dict) else len(value)
+            if seen > MAX_VALUES:
+                raise ApiError(400, f"the body has too many values in it; allowed: {MAX_VALUES}")
             inner = [*value, *value.values()] if isinstance(value, dict) else value
             left += [(each, depth + 1) for each in inner]
         elif isinstance(value, str):

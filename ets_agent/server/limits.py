@@ -46,6 +46,24 @@ class Limits:
         """Most answers that one request can ever get."""
         return min(each for each in (self.max_answers, self.key_concurrency, self.rate) if each is not None)
 
+    def check(self, answers: int, *, param: str) -> None:
+        """Refuse what no request can ever get; before any work is done for it.
+
+        Args:
+            answers: So many are asked for.
+            param: The parameter that says so.
+
+        Raises:
+            ApiError: It is too many.
+        """
+        if answers > self.answers:
+            raise ApiError(
+                400,
+                f"{answers} answers are asked for at once; allowed: at most {self.answers}",
+                param=param,
+                code="invalid_value",
+            )
+
 
 @dataclass(slots=True)
 class _Account:
@@ -76,13 +94,13 @@ class Admission:
     def admit(self, caller: Caller, answers: int) -> Iterator[None]:
         """Count some answers of a caller while they are in the making.
 
+        Args:
+            caller: Who asks.
+            answers: No more than `Limits.check` lets pass.
+
         Raises:
-            ApiError: It is too many, now or ever.
+            ApiError: It is too many for now.
         """
-        if answers > self.limits.answers:
-            raise ApiError(
-                400, f"{answers} answers are asked for at once; allowed: at most {self.limits.answers}", param="n"
-            )
         now = self._clock()
         account = self._accounts.setdefault(caller, _Account(active=0, left=float(self.limits.rate or 0), at=now))
         self._check_concurrency(account, answers)

@@ -11,12 +11,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backends import Limiter
 from ets_agent.guided import GuidedAnswer
-from ets_agent.server.errors import CLIENT_GONE
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _NO_ROUTE = "none"
 _NO_METHOD = "other"
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
+_OUTCOME = "outcome"
+
+
+def note_outcome(scope: Scope, status: int) -> None:
+    """Note how a response has ended that had begun with another status."""
+    scope.setdefault("state", {})[_OUTCOME] = status
 
 
 class Metrics:
@@ -106,7 +111,7 @@ class Measured:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        status = 0
+        status = 500  # What uvicorn answers where the application did not.
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -116,14 +121,11 @@ class Measured:
 
         try:
             await self._app(scope, receive, noting)
-        except BaseException:
-            status = status or 500
-            raise
         finally:
             route = scope.get("route")
             self._metrics.requested(
                 scope["method"],
                 route.path_format if isinstance(route, Route) else None,
-                status or CLIENT_GONE,
+                scope.get("state", {}).get(_OUTCOME, status),
                 time.perf_counter() - began,
             )

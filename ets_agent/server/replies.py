@@ -83,6 +83,7 @@ class EtsReply(_Reply):
             ignored: Fields of the request that nobody knows.
         """
         reward = answer.reward
+        nothing = answer.cut_short and not answer.text and not answer.warnings
         return cls(
             answer=answer.answer,
             confidence=answer.confidence,
@@ -94,6 +95,7 @@ class EtsReply(_Reply):
             usage=EtsUsage(**answer.usage.model_dump(include=set(EtsUsage.model_fields))),
             warnings=[
                 *answer.warnings,
+                *(["no response was complete in time"] if nothing else []),
                 *(f"the field {name!r:.80} is not known here and was ignored" for name in ignored),
             ],
         )

@@ -9,6 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from ets_agent.guided.request import Effort, Settings
 
 MAX_STOPS = 16
+MAX_ITEMS = 2048
+"""Most messages of a chat, parts of a message, and prompts. The first one that is wrong is the last one looked at."""
 
 
 class _Part(BaseModel):
@@ -35,7 +37,7 @@ class ChatRequestMessage(_Part):
 
     role: Literal["system", "developer", "user", "assistant"]
     """Who says it; a developer is a system."""
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_ITEMS, fail_fast=True)]
     """What is said."""
     tool_calls: Nothing = None
     function_call: Nothing = None
@@ -102,7 +104,7 @@ class SamplingRequest(_Part):
     """Answers to each prompt, each from a run with a seed of its own."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     """The same seed gives the same answers, where the model can seed."""
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     """Strings that end the answer; not part of its text."""
     stream: bool | None = None
     """Whether each block is sent as soon as it is chosen."""
@@ -116,6 +118,16 @@ class SamplingRequest(_Part):
         return self.max_tokens
 
     @property
+    def prompts(self) -> int:
+        """How many prompts there are."""
+        return 1
+
+    @property
+    def choices(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
+
+    @property
     def extra(self) -> dict[str, Any]:
         """Fields that have no meaning here."""
         return self.model_extra or {}
@@ -124,7 +136,7 @@ class SamplingRequest(_Part):
 class ChatCompletionRequest(SamplingRequest):
     """A request to /v1/chat/completions."""
 
-    messages: list[ChatRequestMessage] = Field(min_length=1)
+    messages: list[ChatRequestMessage] = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
     """The chat to continue."""
     max_completion_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of the answer, by its newer name."""
@@ -146,7 +158,15 @@ class CompletionRequest(SamplingRequest):
     """A request to /v1/completions."""
 
     prompt: Annotated[
-        Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)],
+        Annotated[str, Field(min_length=1)]
+        | Annotated[
+            list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
+        ],
         BeforeValidator(_refuse_tokens),
     ]
     """The text to continue, or several, which get ``n`` continuations each."""
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts there are."""
+        return 1 if isinstance(self.prompt, str) else len(self.prompt)

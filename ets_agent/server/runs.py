@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -16,6 +17,13 @@ from ets_agent.server.errors import ClientGoneError, shutting_down
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
+LET_GO_SECONDS = 5.0
+"""Seconds that a run which was ended is waited for. It keeps its place for as long as the model works on it."""
+_LAST_SECONDS = 0.5
+"""The same while the server is being stopped."""
+
 
 async def follow(reasoning: GuidedReasoning, plans: Sequence[Plan]) -> AsyncGenerator[tuple[int, Event]]:
     """Carry out plans at the same time and yield their events as they come, each with the number of its plan.
@@ -28,10 +36,13 @@ async def follow(reasoning: GuidedReasoning, plans: Sequence[Plan]) -> AsyncGene
     """
     told: asyncio.Queue[tuple[int, Event | asyncio.Task[None]]] = asyncio.Queue()
     taken = [asyncio.Semaphore(0) for _ in plans]
+    over = False
 
     async def run(index: int) -> None:
         async with aclosing(reasoning.run(plans[index])) as events:
             async for event in events:
+                if over:  # The model took no notice of being cancelled; nobody will take this event.
+                    return
                 told.put_nowait((index, event))
                 await taken[index].acquire()
 
@@ -54,6 +65,7 @@ async def follow(reasoning: GuidedReasoning, plans: Sequence[Plan]) -> AsyncGene
             yield index, what
             taken[index].release()
     finally:
+        over = True
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -66,12 +78,12 @@ class Work:
         """Nothing is being done."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
-        self._ended = False
+        self._ending = asyncio.Event()
 
     @property
     def ended(self) -> bool:
         """Whether what is not done by now will not be done."""
-        return self._ended
+        return self._ending.is_set()
 
     async def attend(self, work: Coroutine[Any, Any, T], receive: Receive) -> T:
         """Do something for a client while it is there.
@@ -87,20 +99,24 @@ class Work:
         if self._closed:
             work.close()
             raise shutting_down()
-        task = asyncio.create_task(work)
-        watch = asyncio.create_task(_hang_up(receive))
+        task, watch = asyncio.create_task(work), asyncio.create_task(_hang_up(receive))
+        ending = asyncio.create_task(self._ending.wait())
+        task.add_done_callback(_heard)
+        watch.add_done_callback(_heard)
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
-            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, watch, ending}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             over = task.done()
-            task.cancel()
-            watch.cancel()
-            await asyncio.gather(task, watch, return_exceptions=True)
-            self._tasks.discard(task)
+            for each in (task, watch, ending):
+                each.cancel()
+            await asyncio.wait({task, watch, ending}, timeout=_LAST_SECONDS if self.ended else LET_GO_SECONDS)
+            if not task.done():
+                _log.warning("a run goes on that was ended: the model does not let go of it")
         if over and not task.cancelled():
             return task.result()
-        if over and self._ended:
+        if self.ended:
             raise shutting_down()
         if over:
             raise RuntimeError("a run was cancelled by nobody")
@@ -115,9 +131,13 @@ class Work:
         self._closed = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
-        self._ended = True
-        for task in self._tasks:
-            task.cancel()
+        self._ending.set()
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """Take note of how a run has ended that nobody waits for, lest asyncio complains."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _hang_up(receive: Receive) -> None:

@@ -8,16 +8,15 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import uvicorn
 from fastapi import FastAPI
 
+from ets_agent._connections import BACKLOG, uvicorn_config
 from ets_agent.errors import ConfigError
 
 CLOSING_SECONDS = 2.0
 """How long connections are given to close after all work has ended."""
-_BACKLOG = 2048
 
 
 def bind(host: str, port: int, *, keys: bool) -> socket.socket:
@@ -42,7 +41,7 @@ def bind(host: str, port: int, *, keys: bool) -> socket.socket:
             "or serve on 127.0.0.1"
         )
     try:
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         # Python's own message names the address once more.
         why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
@@ -61,31 +60,20 @@ async def serve(
     *,
     shutdown_timeout: float = 30.0,
     on_ready: Callable[[str], None] = lambda url: None,
-    http: Literal["auto", "h11", "httptools"] = "auto",
 ) -> None:
     """Serve until this is cancelled.
 
     Then nothing new is begun; what is under way may finish within ``shutdown_timeout``, and what has not is ended and
-    its clients are told so. All is over at most `CLOSING_SECONDS` after that.
+    its clients are told so. All is over at most `CLOSING_SECONDS` after that: a model that does not let go of its work
+    is not waited for here, but by whoever closes it.
 
     Args:
         app: What `create_app` has made.
         listener: What `bind` has made; it is closed.
         shutdown_timeout: Seconds that answers in the making are given.
         on_ready: Called with the address when connections are accepted.
-        http: The parser of requests.
     """
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        ws="none",
-        http=http,
-        access_log=False,
-        log_config=None,
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=1,
-    )
+    config = uvicorn_config(app, closing_seconds=1)
     server = _Server(config, app, shutdown_timeout=shutdown_timeout, on_started=lambda: on_ready(url_of(listener)))
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:

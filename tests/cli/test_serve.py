@@ -171,7 +171,7 @@ def test_keys_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:
 
 
 def test_limits_and_the_policy_hold(tmp_path: Path) -> None:
-    arguments = ["--max-body", "300", "--max-answers", "2", "--rate-limit", "2", "--allow-reward", "regex:pattern=32"]
+    arguments = ["--max-body", "300", "--max-answers", "2", "--rate-limit", "4", "--allow-reward", "regex:pattern=32"]
     with serving("scripted", *arguments, "--max-tokens", "20", "--traces", str(tmp_path)) as server:
         chat = "/v1/chat/completions"
         assert server.ask("POST", chat, {"x": "y" * 400})[0] == 413
@@ -182,7 +182,14 @@ def test_limits_and_the_policy_hold(tmp_path: Path) -> None:
         assert status == 200
         (trace,) = tmp_path.iterdir()
         assert trace.name == f"{reply['choices'][0]['ets']['trace_id']}.jsonl"
+        # What was refused for what it asks counts, too: it took work to find out.
         assert [server.ask("POST", chat, QUESTION)[0] for _ in range(2)] == [200, 429]
+
+
+def test_callers_without_keys_use_names_of_this_machine() -> None:
+    with serving("scripted", "--allow-host", "mine.example") as server:
+        for name, status in (("localhost:1", 200), ("Mine.example", 200), ("evil.example:8000", 421)):
+            assert server.ask("GET", "/v1/models", Host=name)[0] == status
 
 
 def _ask_aside(server: Process) -> tuple[threading.Thread, list[Any]]:

@@ -10,11 +10,12 @@ from tests.server.served import SCRIPT
 
 
 class Gated(ScriptedBackend):
-    """Draws nothing before the gate is opened, and counts who waits there."""
+    """Draws nothing before the gate is opened, but for what is free, and counts who waits there."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, free: int = 0) -> None:
         super().__init__(SCRIPT)
         self.waiting = 0
+        self._free = free
         self._gate = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -25,6 +26,9 @@ class Gated(ScriptedBackend):
 
     async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
         self._loop = asyncio.get_running_loop()
+        self._free -= 1
+        if self._free >= 0:
+            return await super().extend(state, n, tokens=tokens, seed=seed)
         self.waiting += 1
         try:
             await self._gate.wait()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from backends import Backend
 from ets_agent import ETSConfig, GuidedReasoning, Policy
@@ -74,8 +74,8 @@ class Served:
         keys: What lets callers in.
         limits: What one caller may have.
         names: More names of the model.
+        hosts: More names of this machine.
         shutdown_timeout: Seconds that answers in the making are given when it stops.
-        http: The parser of requests.
         **reasoning: More arguments of `GuidedReasoning`.
     """
 
@@ -86,8 +86,8 @@ class Served:
         keys: Sequence[str] = (),
         limits: Limits | None = None,
         names: Sequence[str] = (),
+        hosts: Sequence[str] = (),
         shutdown_timeout: float = 0.0,
-        http: Literal["auto", "h11", "httptools"] = "auto",
         **reasoning: Any,
     ) -> None:
         self.backend = backend
@@ -95,8 +95,8 @@ class Served:
         self._keys = Keys(keys)
         self._limits = limits
         self._names = names
+        self._hosts = hosts
         self._shutdown_timeout = shutdown_timeout
-        self._http: Literal["auto", "h11", "httptools"] = http
         reasoning.setdefault("policy", Policy(max_tokens=64))
         reasoning.setdefault("config", ETSConfig(max_tokens=32))
         self._options = reasoning
@@ -186,10 +186,10 @@ class Served:
         try:
             async with self.backend, GuidedReasoning(self.backend, **self._options) as reasoning:
                 self.reasoning = reasoning
-                app = create_app(reasoning, keys=self._keys, limits=self._limits, names=self._names)
+                app = create_app(reasoning, keys=self._keys, limits=self._limits, names=self._names, hosts=self._hosts)
                 listener = bind("127.0.0.1", 0, keys=self._keys.required)
                 timeout = self._shutdown_timeout
-                await serve(app, listener, shutdown_timeout=timeout, on_ready=ready, http=self._http)
+                await serve(app, listener, shutdown_timeout=timeout, on_ready=ready)
         except asyncio.CancelledError:
             pass
         finally:
@@ -198,7 +198,7 @@ class Served:
 
 def post(body: bytes, path: str = "/v1/chat/completions", *, length: int | None = None) -> bytes:
     """Return a request as it goes over the wire."""
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
 
 from backends.scripted import ScriptedBackend
 from ets_agent.server import Limits
+from ets_agent.server.body import _validated
+from ets_agent.server.errors import ApiError
+from ets_agent.server.requests import ChatCompletionRequest
 from tests.server.served import CHAT, LOW, SCRIPT, Served, post, read_until
 
 BODY = json.dumps(CHAT | LOW).encode()
 CHUNKED = post(b"", length=0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
 
 
-@pytest.fixture(params=["h11", "httptools"], scope="module")
-def small(request: pytest.FixtureRequest) -> Iterator[Served]:
+@pytest.fixture(scope="module")
+def small() -> Iterator[Served]:
     """A server that takes small bodies, and not for long."""
     limits = Limits(max_body=1000, body_seconds=0.3)
-    with Served(ScriptedBackend(SCRIPT), limits=limits, http=request.param) as served:
+    with Served(ScriptedBackend(SCRIPT), limits=limits) as served:
         yield served
 
 
@@ -116,6 +120,47 @@ def test_a_number_of_too_many_digits_is_refused(scripted: Served) -> None:
 def test_what_a_page_in_a_browser_may_send_anywhere_is_refused(scripted: Served, kind: str) -> None:
     answer = scripted.ask("POST", "/v1/chat/completions", BODY, headers={"Content-Type": kind})
     assert (answer.status, answer.error["type"]) == (415, "invalid_request_error")
+
+
+def test_what_says_nothing_of_its_kind_is_refused(scripted: Served) -> None:
+    head, _, body = post(BODY).partition(b"\r\n\r\n")
+    with scripted.connection() as connection:
+        connection.sendall(head.replace(b"Content-Type: application/json\r\n", b"") + b"\r\n\r\n" + body)
+        assert read_until(connection, b"allowed: application/json").startswith(b"HTTP/1.1 415 ")
+
+
+MANY = 100_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"messages": [{}] * 10_000}, "messages[0].role is missing"),
+        ({"messages": [1] * 30_000}, "messages[0] is 1"),
+        ({"messages": [{"role": "user", "content": [1] * 30_000}]}, "messages[0].content[0] is 1"),
+        ({"messages": [{"role": "user", "content": "x"}] * 2049}, "at most 2048"),
+        ({"ets": {f"f{number}": 1 for number in range(15_000)}}, "there is no field 'ets.f0'"),
+        ({"messages": [{}] * MANY}, "too many values in it; allowed: 32768"),
+        ({"ets": {f"f{number}": 1 for number in range(MANY // 2)}}, "too many values"),
+    ],
+    ids=range(7),
+)
+def test_a_body_that_is_wrong_in_many_places_is_refused_at_the_first(fields: dict[str, object], message: str) -> None:
+    raw = json.dumps(CHAT | fields).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ApiError) as caught:
+            _validated(ChatCompletionRequest, raw)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert message in str(caught.value)
+    assert most < 40e6, "what is kept of a mistake is more than of a value"
+
+
+def test_a_chat_may_be_long() -> None:
+    message = {"role": "user", "content": [{"type": "text", "text": "x"}]}
+    assert len(_validated(ChatCompletionRequest, json.dumps(CHAT | {"messages": [message] * 2048}).encode()).messages)
 
 
 def test_a_charset_may_be_named(scripted: Served) -> None:

@@ -13,11 +13,11 @@ from tests.server.models import Gated
 from tests.server.served import CHAT, SCRIPT, TEXT, Served, wait_until
 
 
-@pytest.fixture(params=["h11", "httptools"])
-def slow(request: pytest.FixtureRequest) -> Iterator[tuple[Served, ScriptedBackend]]:
+@pytest.fixture
+def slow() -> Iterator[tuple[Served, ScriptedBackend]]:
     """A server over a model that takes longer than any test waits."""
     backend = ScriptedBackend(SCRIPT, delay=600)
-    with Served(backend, http=request.param) as served:
+    with Served(backend) as served:
         yield served, backend
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
 import pytest
 
 from backends.scripted import ScriptedBackend
-from ets_agent import ConfigError
+from ets_agent import ConfigError, Policy
+from ets_agent.guided import GuidedRequest
 from ets_agent.keys import Keys, read_keys
 from ets_agent.server import Limits, bind
 from ets_agent.server.errors import ApiError
 from ets_agent.server.limits import Admission
+from rewards import RewardSpec
 from tests.server.models import Gated
-from tests.server.served import CHAT, LOW, SCRIPT, Served, post, read_until, wait_until
+from tests.server.served import CHAT, LOW, SCRIPT, TEXT, Served, post, read_until, wait_until
 
 PATHS = ["/v1/models", "/v1/models/scripted", "/v1/rewards", "/metrics", "/openapi.json", "/nowhere"]
 
@@ -173,8 +176,49 @@ def test_places_of_a_key_are_given_back_whatever_happens() -> None:
 def test_what_can_never_be_is_no_matter_of_time() -> None:
     for limits in (Limits(rate=3), Limits(key_concurrency=3), Limits(max_answers=3)):
         with pytest.raises(ApiError, match="4 answers are asked for at once; allowed: at most 3") as caught:
-            _admit(Admission(limits), 4)
-        assert caught.value.status == 400
+            limits.check(4, param="n")
+        assert (caught.value.status, caught.value.param) == (400, "n")
+
+
+class Compiled(Policy):
+    """Counts how often a reward was compiled."""
+
+    times = 0
+
+    def reward(self, request: GuidedRequest) -> RewardSpec:
+        type(self).times += 1
+        return super().reward(request)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> type[Compiled]:
+    monkeypatch.setattr(Compiled, "times", 0)
+    return Compiled
+
+
+@pytest.mark.parametrize("n", [9, 10**6, 10**30])
+def test_what_can_never_be_is_refused_before_anything_is_done_for_it(compiled: type[Compiled], n: int) -> None:
+    with Served(ScriptedBackend(SCRIPT), policy=compiled(max_tokens=64)) as served:
+        refused = served.chat(n=n)
+        assert (refused.status, refused.error["param"]) == (400, "n")
+        prompts = served.ask("POST", "/v1/completions", TEXT | {"prompt": ["a"] * 9})
+        assert (prompts.status, prompts.error["param"]) == (400, "prompt")
+        assert served.complete(prompt=["a"] * 3, n=3).status == 400
+    assert compiled.times == 0
+
+
+def test_who_is_not_let_in_has_nothing_compiled(compiled: type[Compiled]) -> None:
+    with Served(ScriptedBackend(SCRIPT), policy=compiled(max_tokens=64), limits=Limits(rate=2)) as served:
+        assert served.chat(n=2, **LOW).status == 200
+        assert compiled.times == 1, "the reward of all choices"
+        assert served.chat(**LOW).status == 429
+    assert compiled.times == 1
+
+
+def test_a_refused_request_counts_as_begun() -> None:
+    with Served(ScriptedBackend(SCRIPT), limits=Limits(rate=1)) as served:
+        assert served.chat(ets={"reward": "regex:pattern=("}).status == 400
+        assert served.chat(**LOW).status == 429
 
 
 @pytest.mark.parametrize("limits", [{"rate": 0}, {"key_concurrency": 0}, {"max_answers": 0}, {"max_body": 0}])
@@ -183,19 +227,26 @@ def test_limits_are_numbers_above_zero(limits: dict[str, int]) -> None:
         Limits(**limits)  # type: ignore[arg-type]
 
 
+def authorized(key: str) -> bytes:
+    """Return a request with a key as it goes over the wire."""
+    request = post(json.dumps(CHAT | LOW).encode())
+    return request.replace(b"Host", f"Authorization: Bearer {key}\r\nHost".encode())
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_key_has_so_many_answers_at_a_time(stream: bool) -> None:
     backend = Gated()
     with Served(backend, keys=["ada", "ben"], limits=Limits(key_concurrency=1)) as served, served.connection() as one:
-        import json
-
-        one.sendall(post(json.dumps(CHAT | LOW).encode()).replace(b"Host", b"Authorization: Bearer ada\r\nHost"))
+        one.sendall(authorized("ada"))
         wait_until(lambda: backend.waiting == 1)
         refused = served.ask("POST", "/v1/chat/completions", {**CHAT, "stream": stream}, key="ada")
         assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
         assert refused.headers["retry-after"] == "1"
-        backend.open()
-        assert served.ask("POST", "/v1/chat/completions", CHAT | LOW, key="ben").status == 200
+        with served.connection() as other:
+            other.sendall(authorized("ben"))
+            wait_until(lambda: backend.waiting == 2)
+            backend.open()
+            read_until(other, b"chat.completion")
         read_until(one, b"chat.completion")
         assert served.ask("POST", "/v1/chat/completions", CHAT | LOW, key="ada").status == 200
 

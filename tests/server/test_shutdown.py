@@ -14,7 +14,7 @@ from ets_agent.server.errors import ApiError
 from ets_agent.server.runs import Work
 from tests.server.models import Gated
 from tests.server.served import CHAT, LOW, PATIENCE, SCRIPT, TEXT, Answer, Served, post, read_until, wait_until
-from tests.server.test_streams import UNREAD, talkative
+from tests.server.test_streams import STEPS, UNREAD, talkative
 
 SOON = 8.0
 """Seconds that bounded stopping may take on a busy machine; its own bounds are some 2 s."""
@@ -64,8 +64,8 @@ def test_what_does_not_finish_in_time_is_ended_and_told_so() -> None:
 
 
 def test_a_stream_that_does_not_finish_in_time_ends_with_an_error() -> None:
-    backend = Gated()
-    with Served(backend, shutdown_timeout=0.3) as served, served.asked({**CHAT, "stream": True}) as connection:
+    backend = Gated(free=1)
+    with Served(backend, shutdown_timeout=0.3) as served, served.asked(CHAT | STEPS) as connection:
         seen = read_until(connection, b'"role"')
         served.stop()
         seen += read_until(connection, b"shutting_down")
@@ -85,7 +85,7 @@ def test_a_reader_that_does_not_read_does_not_hold_it_up() -> None:
 def test_connections_that_are_idle_or_half_sent_do_not_hold_it_up(scripted: Served) -> None:
     with Served(ScriptedBackend(SCRIPT)) as served, ExitStack() as stack:
         idle, used, head, body = (stack.enter_context(served.connection()) for _ in range(4))
-        used.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        used.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         read_until(used, b"ok")
         head.sendall(b"POST /v1/comp")
         body.sendall(post(b"{", length=100))
@@ -97,7 +97,7 @@ def test_connections_that_are_idle_or_half_sent_do_not_hold_it_up(scripted: Serv
 def test_nothing_new_is_begun() -> None:
     backend = Gated()
     with Served(backend, shutdown_timeout=PATIENCE) as served, served.connection() as open_before:
-        open_before.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        open_before.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         read_until(open_before, b"ok")
         asking = Asking(served, **LOW)
         wait_until(lambda: backend.waiting == 1)

@@ -12,6 +12,7 @@ import typer
 
 from backends import Backend
 from ets_agent import mcp_server
+from ets_agent._hosts import is_loopback
 from ets_agent.cli import errors, options, policy_options
 from ets_agent.cli.run import session
 from ets_agent.errors import ConfigError
@@ -121,7 +122,7 @@ def _keys(host: str, names: list[str], path: Path | None) -> Keys:
         ConfigError: Keys are missing or cannot be read; or clients could use no name of this machine.
     """
     keys = read_keys(path, os.environ)
-    if not keys.required and not mcp_server.is_loopback(host):
+    if not keys.required and not is_loopback(host):
         raise ConfigError(
             f"host {host} can be reached from other machines, so keys are needed: give --api-key-file or set "
             f"{ENVIRONMENT}, or listen at 127.0.0.1"

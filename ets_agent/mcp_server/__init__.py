@@ -5,7 +5,6 @@ The official SDK is imported only when one of these functions is called.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,14 +85,6 @@ async def serve_http(
     from ets_agent.mcp_server._http import serve
 
     await serve(reasoning, host=host, port=port, allowed_hosts=allowed_hosts, accepts=accepts, on_start=on_start)
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether only programs on this machine reach a server that listens at an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_installed() -> None:

@@ -16,15 +16,16 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ets_agent._connections import uvicorn_config
+from ets_agent._hosts import in_url, own_names
 from ets_agent.guided import GuidedReasoning
-from ets_agent.mcp_server import PATH, is_loopback
+from ets_agent.mcp_server import PATH
 from ets_agent.mcp_server._server import build
 
 _LAST_WORDS = 0.1
 """Seconds for the answers of calls that were ended by the shutdown to reach those who wait for them."""
 _GRACEFUL = 1
 """Seconds that connections have to close once nothing is sent over them any more."""
-_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 
 
 async def serve(
@@ -44,10 +45,10 @@ async def serve(
     if accepts is not None:
         app = _Bearer(app, accepts)
     # The sessions are entered here, not by uvicorn, which would wait for their endless streams before it ended them.
-    config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=_GRACEFUL)
+    config = uvicorn_config(app, closing_seconds=_GRACEFUL)
     with _listening(host, port) as listener:
         bound = listener.getsockname()[1]
-        http = _Server(config, lambda: on_start(f"http://{_in_url(host)}:{bound}{PATH}"))
+        http = _Server(config, lambda: on_start(f"http://{in_url(host)}:{bound}{PATH}"))
         serving = asyncio.create_task(http.serve(sockets=[listener]))
         try:
             async with server.session_manager.run():
@@ -103,7 +104,7 @@ class _Bearer:
 
 def _security(host: str, allowed: Sequence[str]) -> TransportSecuritySettings:
     """Let requests in that name this machine as its clients do."""
-    names = [_in_url(name) for name in dict.fromkeys([host, *allowed, *(_LOOPBACK_NAMES if is_loopback(host) else ())])]
+    names = [in_url(name) for name in own_names(host, allowed)]
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
         allowed_hosts=[entry for name in names for entry in (name, f"{name}:*")],
@@ -123,7 +124,3 @@ def _listening(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

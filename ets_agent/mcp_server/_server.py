@@ -108,7 +108,8 @@ async def _call(calls: Calls, context: Context, arguments: Mapping[str, Any]) ->
         return _failure(str(error))
     except BackendError as error:
         _log.warning("a call failed: %s: %s", type(error).__name__, error)
-        return _failure(f"the model failed: {error}")
+        # Details may name machines that are nobody's business; over stdio, they are those of whoever started it.
+        return _failure("the model failed" if context.request is not None else f"the model failed: {error}")
     except Exception:
         _log.exception("a call failed")
         return _failure("the call failed for a reason that only the server's log tells")

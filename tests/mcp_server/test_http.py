@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import jsonschema
@@ -144,6 +145,23 @@ async def test_a_page_in_a_browser_cannot_reach_the_server_by_a_name_of_its_own(
         own = await http.post(address, json=HELLO)
         large = await http.post(address, json={**HELLO, "padding": "x" * 5_000_000})
     assert [answer.status_code for answer in (rebound, foreign, own, large)] == [421, 403, 200, 413]
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_remote_callers_are_not_told_why_the_model_failed(mode: Mode, serve_http: ServeHttp, log: Log) -> None:
+    async with Client(await serve_http(delay=-1).address(), mode=mode) as client:
+        result = await client.call_tool(TOOL, SOON)
+    assert result.is_error
+    assert [block.text for block in result.content if block.type == "text"] == ["the model failed"]
+    assert "10.1.2.3" in log.text
+
+
+async def test_a_head_without_end_is_refused(serve_http: ServeHttp) -> None:
+    address = urlsplit(await serve_http().address())
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(b"POST /mcp HTTP/1.1\r\n" + 4000 * b"a: 0123456789\r\n")
+    assert (await reader.read(100)).startswith(b"HTTP/1.1 400 ")
+    writer.close()
 
 
 async def test_with_keys_only_those_who_have_one_get_in(serve_http: ServeHttp, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The real command line over a scripted model that says on stderr how many of its calls are under way.
 
-``python -m tests.mcp_server.watched_ets mcp --model scripted/SECONDS``: each call of the model takes so long.
+``python -m tests.mcp_server.watched_ets mcp --model scripted/SECONDS``: each call of the model takes so long; less
+than none, and it fails.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import backends
-from backends import Backend, Completion, State
+from backends import Backend, Completion, EndpointError, State
 from backends.scripted import ScriptedBackend
 from ets_agent.cli import main
 
@@ -26,8 +27,11 @@ class Watched(ScriptedBackend):
     """Says after each change how many calls are under way, and that it was closed."""
 
     _told_active = 0
+    fails = False
 
     async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
+        if self.fails:
+            raise EndpointError("POST http://10.1.2.3/v1: connection refused")
         with self._told():
             return await super().extend(state, n, tokens=tokens, seed=seed)
 
@@ -57,7 +61,10 @@ def _tell(what: str) -> None:
 def run() -> NoReturn:
     def load(name: str, **options: Any) -> Backend:
         print("noise that a library makes on stdout")
-        return Watched(RESPONSES, delay=float(name.removeprefix("scripted/")))
+        seconds = float(name.removeprefix("scripted/"))
+        model = Watched(RESPONSES, delay=max(0.0, seconds))
+        model.fails = seconds < 0
+        return model
 
     backends.load = load
     main()

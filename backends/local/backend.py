@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,7 @@ from backends.errors import BackendError, ContextLengthError, PromptError
 from backends.local.batch import Row
 from backends.local.cache import Prefix
 from backends.local.engine import Engine, Scored
+from backends.local.lengths import TokenLengths
 from backends.local.loading import context_length, end_tokens, open_checkpoint
 from backends.local.model import Model
 from backends.local.text import Decoder
@@ -41,6 +43,9 @@ from backends.tokenization import Tokenization
 T = TypeVar("T")
 
 DEFAULT_MAX_ROWS = 256
+
+_SHORT_CHARACTERS = 4096
+"""Prompts up to this are tokenized in a few milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,8 @@ class LocalBackend(BackendContext):
             raise BackendError(f"max_rows is {max_rows}; allowed: at least 1")
         self._name = name
         self._tokenizer = tokenizer
-        self._tokenizer_lock = threading.Lock()
+        self._tokenizer_lock = _lock(tokenizer)
+        self._token_lengths = TokenLengths.of(tokenizer)
         self._context = context_length(model)
         self._end_tokens = end_tokens(model, tokenizer)
         self._decoder = Decoder(tokenizer, self._end_tokens)
@@ -145,15 +151,14 @@ class LocalBackend(BackendContext):
         self._engine.check_open()
         check_prompt(prompt)
         check_budget(max_tokens)
-        # A long prompt takes a while to tokenize; the event loop has other things to do.
-        ids = await asyncio.to_thread(self._encode, prompt)
+        if self._tokenizer.is_fast and _characters(prompt) <= _SHORT_CHARACTERS:
+            ids = self._encode(prompt, max_tokens)  # Threads may all be at work on prompts that are not short.
+        else:
+            # A long prompt takes a while to tokenize; the event loop has other things to do.
+            ids = await asyncio.to_thread(self._encode, prompt, max_tokens)
         if not ids:
             raise PromptError("the prompt has no tokens")
-        if self._context is not None and len(ids) + max_tokens > self._context:
-            raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens and max_tokens is {max_tokens}; "
-                f"{self._name} allows {self._context} together"
-            )
+        self._check_length(len(ids), max_tokens, f"{len(ids)} tokens")
         return _LocalState(
             prompt_ids=ids,
             token_ids=(),
@@ -222,25 +227,37 @@ class LocalBackend(BackendContext):
         await asyncio.to_thread(self._engine.close)
         self._model.release()
 
-    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+    def _encode(self, prompt: Prompt, max_tokens: int) -> tuple[int, ...]:
+        """Return the tokens of a prompt, unless its length alone tells that they cannot fit."""
+        text = prompt if isinstance(prompt, str) else self._render(prompt)
+        if self._token_lengths is not None and len(text) > _SHORT_CHARACTERS:
+            fewest = self._token_lengths.fewest(text)
+            self._check_length(fewest, max_tokens, f"{len(text)} characters, which are at least {fewest} tokens,")
         try:
-            return self._tokenize(prompt)
+            with self._tokenizer_lock:
+                return tuple(self._tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"])
         except TypeError as error:
             raise PromptError("the prompt is not valid Unicode text (does it hold lone surrogates?)") from error
 
-    def _tokenize(self, prompt: Prompt) -> tuple[int, ...]:
-        with self._tokenizer_lock:
-            if isinstance(prompt, str):
-                return tuple(self._tokenizer(prompt)["input_ids"])
-            if self._tokenizer.chat_template is None:
-                raise PromptError(f"{self._name} has no chat template; give the prompt as text")
-            try:
-                text = self._tokenizer.apply_chat_template(
-                    [dict(message) for message in prompt], tokenize=False, add_generation_prompt=True
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Return a chat as text; special tokens are in it."""
+        if self._tokenizer.chat_template is None:
+            raise PromptError(f"{self._name} has no chat template; give the prompt as text")
+        try:
+            with self._tokenizer_lock:
+                return str(
+                    self._tokenizer.apply_chat_template(
+                        [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+                    )
                 )
-            except Exception as error:  # Templates are programs of the checkpoint's author and raise what they like.
-                raise PromptError(f"the chat template of {self._name} refuses these messages: {error}") from error
-            return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        except Exception as error:  # Templates are programs of the checkpoint's author and raise what they like.
+            raise PromptError(f"the chat template of {self._name} refuses these messages: {error}") from error
+
+    def _check_length(self, tokens: int, max_tokens: int, size: str) -> None:
+        if self._context is not None and tokens + max_tokens > self._context:
+            raise ContextLengthError(
+                f"the prompt has {size} and max_tokens is {max_tokens}; {self._name} allows {self._context} together"
+            )
 
     def _successor(self, state: _LocalState, row: Row) -> _LocalState:
         ids = state.token_ids + tuple(row.drawn)
@@ -276,6 +293,22 @@ class LocalBackend(BackendContext):
             finish_reason=row.finish_reason,
             confidence=_confidence(state, row),
         )
+
+
+def _lock(tokenizer: PreTrainedTokenizerBase) -> AbstractContextManager[object]:
+    """Return what a call of the tokenizer holds: nothing if it works in parallel, as those in Rust do."""
+    if not tokenizer.is_fast:
+        return threading.Lock()
+    backend = tokenizer.backend_tokenizer
+    # The first call would do the same, while another one is under way.
+    backend.no_truncation()
+    backend.no_padding()
+    return nullcontext()
+
+
+def _characters(prompt: Prompt) -> int:
+    """Return about how long a prompt is, whatever its messages hold."""
+    return len(prompt) if isinstance(prompt, str) else sum(len(str(message)) for message in prompt)
 
 
 def _own(state: State) -> _LocalState:

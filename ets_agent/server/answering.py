@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from ets_agent._connections import hang_up
-from ets_agent.guided import GuidedAnswer, GuidedReasoning, GuidedRequest
+from ets_agent.guided import GuidedAnswer, GuidedReasoning, GuidedRequest, RequestError
 from ets_agent.guided.reasoning import Plan
 from ets_agent.results import BlockCommitted, CandidatesWeighed, Event, Finished
 from ets_agent.server.asked import Asked
@@ -106,8 +106,8 @@ class Answers(Response):
         with answering.admission.admit(self._caller, len(asked.requests)):
             try:
                 plans = answering.plans(asked.requests)
-            except Exception as error:
-                raise translate(error) from error
+            except RequestError as error:
+                raise ApiError(400, str(error), param=asked.param(error), code="invalid_value") from error
             shape = self._shape(
                 Heading(
                     name=plans[0].trace_id,

@@ -180,7 +180,7 @@ USER = {"role": "user", "content": "?"}
         ({"seed": -1}, "seed", "seed is -1: "),
         ({"max_tokens": "8"}, "max_tokens", "max_tokens is '8': input should be a valid integer"),
         ({"max_tokens": 8, "max_completion_tokens": 9}, "max_completion_tokens", "give one of the two"),
-        ({"max_tokens": 65}, None, "max_tokens is 65; allowed: at most 64"),
+        ({"max_tokens": 65}, "max_tokens", "max_tokens is 65; allowed: at most 64"),
         ({"stop": ""}, "stop", "stop is '': "),
         ({"stop": ["a"] * 17}, "stop", "at most 16 items"),
         ({"stream": "yes"}, "stream", "stream is 'yes': "),
@@ -195,14 +195,18 @@ USER = {"role": "user", "content": "?"}
         ({"ets": {"settings": {"seed": 1}}, "seed": 1}, "ets.settings.seed", "seed is given twice"),
         (
             {"ets": {"settings": {"num_candidates": 33}}},
-            None,
+            "ets.settings.num_candidates",
             "num_candidates times num_chains is 33; allowed: at most",
         ),
-        ({"ets": {"reward": "code_tests:test=x"}}, None, "reward 'code_tests' is not allowed here; allowed: self_cons"),
-        ({"ets": {"reward": {"name": "regex", "pattern": "("}}}, None, "pattern"),
+        (
+            {"ets": {"reward": "code_tests:test=x"}},
+            "ets.reward",
+            "reward 'code_tests' is not allowed here; allowed: self_cons",
+        ),
+        ({"ets": {"reward": {"name": "regex", "pattern": "("}}}, "ets.reward", "pattern"),
         ({"ets": {"reward": 5}}, "ets.reward", "ets.reward is 5: "),
         ({"ets": {"timeout": 0}}, "ets.timeout", "ets.timeout is 0: "),
-        ({"ets": {"timeout": 121}}, None, "timeout is 121; allowed: at most 120 seconds"),
+        ({"ets": {"timeout": 121}}, "ets.timeout", "timeout is 121; allowed: at most 120 seconds"),
         ({"ets": []}, "ets", "ets: "),
         ({"model": None}, "model", "model is None: "),
     ],
@@ -290,3 +294,22 @@ def test_other_addresses_and_methods_have_errors_of_the_same_form(
 
 def test_the_server_tells_that_it_is_up(scripted: Served) -> None:
     assert scripted.ask("GET", "/healthz").json == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"max_tokens": 65}, "max_tokens"),
+        ({"max_completion_tokens": 65}, "max_completion_tokens"),
+        ({"ets": {"timeout": 1000}}, "ets.timeout"),
+        ({"ets": {"reward": "wisdom"}}, "ets.reward"),
+        ({"ets": {"reward": {"name": "regex", "pattern": "("}}}, "ets.reward"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 1}}}}, "response_format"),
+        ({"ets": {"settings": {"num_candidates": 1000}}}, "ets.settings.num_candidates"),
+        ({"ets": {"settings": {"num_rollouts": 1000}}}, "ets.settings.num_rollouts"),
+        ({"ets": {"settings": {"block_size": 1}}, "max_tokens": 64}, "ets.settings.num_steps"),
+    ],
+)
+def test_what_the_policy_refuses_is_named(scripted: Served, fields: Fields, param: str) -> None:
+    refused = scripted.chat(**fields)
+    assert (refused.status, refused.error["param"], refused.error["code"]) == (400, param, "invalid_value")

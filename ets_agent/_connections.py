@@ -97,7 +97,7 @@ def uvicorn_config(app: ASGIApp, *, closing_seconds: int) -> uvicorn.Config:
     """Return the settings of a server.
 
     Args:
-        app: What answers; its own start and end are whose who run the server.
+        app: What answers; its start and end are the business of whoever runs the server.
         closing_seconds: How long connections may take to close in the end.
     """
     return uvicorn.Config(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import http
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,6 +19,8 @@ from ets_agent.server.requests import ChatCompletionRequest, CompletionRequest
 _REFERENCE = "#/components/schemas/{model}"
 _ANSWERING = (400, 404, 408, 413, 415, 429, 500, 502, 503)
 _KEY = "key"
+_STRANGERS = {401: "No valid API key"}
+_PAGES = {403: "A page from elsewhere may not use this server", 421: "This is no name of this server"}
 _TEXTS = {
     408: "The body did not arrive in time",
     413: "The body is too large",
@@ -104,8 +106,12 @@ def describe(app: FastAPI, *, models: Sequence[str], policy: Policy, limits: Lim
             _limit(fields["n"], limits.answers)
             _limit(fields["max_tokens"], policy.max_tokens)
         _limit(schemas["ChatCompletionRequest"]["properties"]["max_completion_tokens"], policy.max_tokens)
+        guarded = [each for path, all_ in document["paths"].items() if path != is_open for each in all_.values()]
         if keys.required:
-            _lock(document, is_open)
+            document["components"]["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
+            for operation in guarded:
+                operation["security"] = [{_KEY: []}]
+        _refuse(guarded, _STRANGERS if keys.required else _PAGES)
         return document
 
     app.openapi = complete  # type: ignore[method-assign]
@@ -127,15 +133,12 @@ def _limit(schema: dict[str, Any], most: int) -> None:
             branch["maximum"] = most
 
 
-def _lock(document: dict[str, Any], is_open: str) -> None:
-    """Note that a key is needed."""
-    document["components"]["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
-    refused = {
-        "description": "No valid API key",
-        "content": {"application/json": {"schema": {"$ref": _REFERENCE.format(model=ErrorReply.__name__)}}},
-    }
-    for path, operations in document["paths"].items():
-        if path != is_open:
-            for operation in operations.values():
-                operation["security"] = [{_KEY: []}]
-                operation["responses"]["401"] = refused
+def _refuse(operations: list[dict[str, Any]], refusals: Mapping[int, str]) -> None:
+    """Note errors that each of some operations may answer with."""
+    schema = {"$ref": _REFERENCE.format(model=ErrorReply.__name__)}
+    for operation in operations:
+        for status, why in refusals.items():
+            operation["responses"][str(status)] = {
+                "description": why,
+                "content": {"application/json": {"schema": schema}},
+            }

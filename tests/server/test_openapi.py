@@ -76,3 +76,9 @@ def test_keys_are_described_where_they_are_needed() -> None:
 
 def test_the_description_is_served(served: Served) -> None:
     assert served.ask("GET", "/openapi.json", key=KEY).json == DOCUMENT
+
+
+def test_those_who_are_not_let_in_are_described(scripted: Served) -> None:
+    paths = scripted.ask("GET", "/openapi.json").json["paths"]
+    assert {"403", "421"} <= set(paths["/v1/models"]["get"]["responses"])
+    assert not {"401", "403", "421"} & set(paths["/healthz"]["get"]["responses"])

@@ -49,6 +49,18 @@ class Prefix:
     parent: Prefix | None = None
 
 
+@dataclass(slots=True)
+class _Window:
+    """The positions that are in use, from ``start`` to ``cursor``.
+
+    Its layers know a batch by this alone: if they held the batch that holds them, replaced buffers, hundreds of
+    megabytes under load, would stay until the garbage collector comes by.
+    """
+
+    start: int = 0
+    cursor: int = 0
+
+
 class _BufferLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's buffers. Writing goes to the batch's cursor, in place; reading gives what active rows can see."""
 
@@ -56,9 +68,9 @@ class _BufferLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     keys: Tensor
     values: Tensor
 
-    def __init__(self, batch: BatchCache, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, window: _Window, keys: Tensor, values: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._batch = batch
+        self._window = window
         self.keys, self.values = keys, values
         self.is_initialized = True
 
@@ -67,19 +79,19 @@ class _BufferLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write new keys and values at the cursor; return all that are visible."""
-        batch = self._batch
-        rows, end = key_states.shape[0], batch.cursor + key_states.shape[2]
-        self.keys[:rows, :, batch.cursor : end] = key_states
-        self.values[:rows, :, batch.cursor : end] = value_states
-        return self.keys[:rows, :, batch.start : end], self.values[:rows, :, batch.start : end]
+        start, cursor = self._window.start, self._window.cursor
+        rows, end = key_states.shape[0], cursor + key_states.shape[2]
+        self.keys[:rows, :, cursor:end] = key_states
+        self.values[:rows, :, cursor:end] = value_states
+        return self.keys[:rows, :, start:end], self.values[:rows, :, start:end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many positions a query sees, and the first one's offset."""
-        return self._batch.cursor - self._batch.start + query_length, 0
+        return self._window.cursor - self._window.start + query_length, 0
 
     def get_seq_length(self) -> int:
         """Return the number of positions before the query."""
-        return self._batch.cursor - self._batch.start
+        return self._window.cursor - self._window.start
 
     def get_max_length(self) -> int:
         """Return -1: the batch grows by making new buffers."""
@@ -100,19 +112,36 @@ class BatchCache(Cache):
 
     def __init__(self, template: Computed, *, rows: int, length: int) -> None:
         """Allocate zeros: padding is multiplied by attention weights of 0, so it must be finite."""
-        self.cursor = 0
-        self.start = 0
+        self._window = _Window()
         self.rows = rows
         self.length = length
         self.buffers = [
             _BufferLayer(
-                self,
+                self._window,
                 keys.new_zeros(rows, keys.shape[0], length, keys.shape[2]),
                 values.new_zeros(rows, values.shape[0], length, values.shape[2]),
             )
             for keys, values in zip(template.keys, template.values, strict=True)
         ]
         super().__init__(layers=list(self.buffers))
+
+    @property
+    def start(self) -> int:
+        """First position that any row uses."""
+        return self._window.start
+
+    @start.setter
+    def start(self, position: int) -> None:
+        self._window.start = position
+
+    @property
+    def cursor(self) -> int:
+        """Position that is written next."""
+        return self._window.cursor
+
+    @cursor.setter
+    def cursor(self, position: int) -> None:
+        self._window.cursor = position
 
     def write(self, rows: Sequence[int], source: Computed) -> None:
         """Put one sequence into some rows, ending at the cursor."""

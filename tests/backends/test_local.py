@@ -32,7 +32,7 @@ from transformers import (
 import backends
 from backends import BackendError, Completion, ContextLengthError, PromptError, SamplingParams, UnknownModelError
 from backends.local import LocalBackend
-from backends.local.cache import BatchCache
+from backends.local.cache import BatchCache, Computed
 from backends.local.engine import Engine
 from backends.local.model import Model
 
@@ -557,3 +557,15 @@ def _without_template(tokenizer: Any) -> Any:
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
     return bare
+
+
+def test_buffers_are_freed_with_the_last_who_uses_them_and_not_by_the_garbage_collector() -> None:
+    layer = torch.zeros(2, 3, 4)
+    batch = BatchCache(Computed([layer], [layer], torch.zeros(5)), rows=2, length=8)
+    keys = weakref.ref(batch.buffers[0].keys)
+    gc.disable()
+    try:
+        del batch
+        assert keys() is None
+    finally:
+        gc.enable()

@@ -17,6 +17,14 @@ hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 
+_LONGEST = ("test_ray.py", "test_readme.py", "test_examples.py", "test_sampler.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process is left with one of them when the others are done."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
 @pytest.fixture
 def heap_at_rest() -> Iterator[None]:
     """Keep what other tests left behind out of a test that measures time.

@@ -7,6 +7,7 @@ import gc
 import math
 import time
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -77,7 +78,9 @@ async def test_a_fifth_of_all_requests_fail_in_every_way() -> None:
         assert attempts == sorted(set(attempts)), number
         assert set(attempts) <= set(range(1, POLICY.attempts + 1)), number
         # On a machine that is busy elsewhere, an answer without a fault may come after the client has left.
-        assert all(record.fault not in harmless or record.aborted for record in made[:-1]), "once it came, no other try"
+        for record, following in pairwise(made):
+            late = record.aborted or following.began - record.began > 0.9 * timeout
+            assert record.fault not in harmless or late, "once it came, no other try"
         assert made[-1].fault in harmless or attempts[-1] == POLICY.attempts, "what failed is asked again"
         assert len({str(record.body) for record in made}) == 1, "each try asks the same"
         assert made[-1].began - made[0].began < DEADLINE, "the deadline is one for all tries"

@@ -14,6 +14,8 @@ from tests.adapters.chat_server import ChatServer
 from tests.adapters.conftest import ARGUMENTS, REFUSAL, REFUSED, Asked
 from tests.adapters.strict import check_tool
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*`ReadOnly` qualifier:UserWarning")
+
 
 @pytest.fixture
 async def litellm(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from weakref import WeakKeyDictionary
 
-RUNS_PER_TURN = 8
+RUNS_PER_TURN = 4
 """Runs that go on between two looks at the network and the clock; each takes about a millisecond to its next wait."""
 
 

@@ -23,6 +23,7 @@ from ets_agent.results import Event, Finished, Result
 from rewards import Reward, RewardSpec
 
 DEFAULT_CONCURRENCY = 16
+_BEGUN_TOGETHER = 64
 
 
 class ETS:
@@ -181,6 +182,8 @@ class ETS:
         async with asyncio.TaskGroup() as group:
             for index in range(len(prompts)):
                 group.create_task(run(index))
+                if index % _BEGUN_TOGETHER == _BEGUN_TOGETHER - 1:
+                    await asyncio.sleep(0)  # Thousands that all begin in one round of the loop would hold others up.
         return [results[index] for index in range(len(prompts))]
 
     def complete_sync(self, prompt: Prompt, *, reward: RewardSpec | None = None, **overrides: Any) -> Result:

@@ -285,7 +285,7 @@ async def test_a_judge_in_a_process_is_killed() -> None:
 async def test_a_pattern_that_backtracks_for_ever_is_ended() -> None:
     backend = ScriptedBackend(["a" * 40 + "!"])
     async with GuidedReasoning(backend) as reasoning:
-        answer = await ask_in_time(reasoning, 1, reward={"name": "regex", "pattern": "^(a+)+$"})
+        answer = await ask_in_time(reasoning, 0.5, reward={"name": "regex", "pattern": "^(a+)+$"})
     assert answer.text == "a" * 40 + "!"
 
 

@@ -15,13 +15,13 @@ import numpy as np
 from backends import Backend, BudgetExceededError, Completion, Prompt, State
 from backends.base import row_seeds
 from backends.concurrency import all_of
+from backends.turns import take_turn
 from backends.wrapper import layers
 from ets_agent import chains, energy
 from ets_agent._group import Group, Rollout
 from ets_agent._rollouts import ProposalRollouts, ReferenceRollouts, RolloutSource
 from ets_agent._spare import Spare
 from ets_agent._trace import step_trace
-from ets_agent._turns import take_turn
 from ets_agent.config import ETSConfig
 from ets_agent.results import (
     BlockCommitted,

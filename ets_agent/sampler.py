@@ -13,10 +13,10 @@ import backends
 import rewards
 from backends import Backend, CapabilityError, Prompt
 from backends.base import row_seeds
+from backends.turns import take_turn
 from ets_agent._closing import Closing
 from ets_agent._proposal import check_proposal_settings, check_same_tokens, check_weighing
 from ets_agent._run import Run
-from ets_agent._turns import take_turn
 from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError, RunningLoopError
 from ets_agent.results import Event, Finished, Result

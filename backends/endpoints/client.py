@@ -19,6 +19,7 @@ from backends.endpoints.per_loop import PerLoop
 from backends.endpoints.statuses import may_pass, retry_after
 from backends.errors import BackendClosedError, BackendError, ContextLengthError, EndpointError, PromptError
 from backends.retries import RetryPolicy
+from backends.turns import take_turn
 
 T = TypeVar("T")
 
@@ -139,6 +140,7 @@ class Client:
     ) -> T:
         """Send a request once."""
         self.check_open()
+        await take_turn()  # Thirty answers that come at once, and the requests that follow them, take 40 ms.
         client = await self._connections.get()
         request = f"{method} {url} [{number}]"
         # `object` has the SDK parse the JSON and build none of its models, which would take several times as long. Its

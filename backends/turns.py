@@ -1,4 +1,4 @@
-"""Lets many runs take turns where they compute, so that the event loop hears of other things in between."""
+"""Lets those who compute in an event loop take turns, so that it hears of other things in between."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import asyncio
 from collections import deque
 from weakref import WeakKeyDictionary
 
-RUNS_PER_TURN = 4
-"""Runs that go on between two looks at the network and the clock; each takes about a millisecond to its next wait."""
+GOING_ON_PER_TURN = 8
+"""Runs and requests that go on between two looks at the network and the clock, a millisecond or so each."""
 
 
 class _Turns:
-    """The runs that wait on one event loop, which it does not keep alive."""
+    """Those who wait on one event loop, which this does not keep alive."""
 
     def __init__(self) -> None:
-        self._free = RUNS_PER_TURN
+        self._free = GOING_ON_PER_TURN
         self._line: deque[asyncio.Future[None]] = deque()
         self._armed = False
 
@@ -32,7 +32,7 @@ class _Turns:
 
     def _next(self) -> None:
         """Begin a new turn; called once in each round of the loop while anybody waits."""
-        self._free = RUNS_PER_TURN
+        self._free = GOING_ON_PER_TURN
         while self._line and self._free > 0:
             turn = self._line.popleft()
             if not turn.done():  # It may have been cancelled.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from ets_agent._connections import BACKLOG, uvicorn_config
+from ets_agent._hosts import is_loopback
 from ets_agent.errors import ConfigError
 
 CLOSING_SECONDS = 2.0
@@ -35,7 +35,7 @@ def bind(host: str, port: int, *, keys: bool) -> socket.socket:
     except (OSError, UnicodeError, OverflowError) as error:
         raise ConfigError(f"there is no address {host!r}: {error}") from error
     family, _, _, _, address = found[0]
-    if not keys and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+    if not keys and not is_loopback(str(address[0]).partition("%")[0]):
         raise ConfigError(
             f"{host} can be reached from other machines, so callers need keys: give --api-key-file or ETS_API_KEYS, "
             "or serve on 127.0.0.1"

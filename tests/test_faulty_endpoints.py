@@ -136,7 +136,7 @@ async def test_a_cancelled_run_ends_its_requests_on_the_server() -> None:
             assert asyncio.all_tasks() == before
 
 
-@pytest.mark.parametrize("moment", [5, 40, 150])
+@pytest.mark.parametrize("moment", [5, 80, 250])
 async def test_killing_one_of_two_servers_loses_no_run(moment: int) -> None:
     quick = RetryPolicy(attempts=2, first_delay=0.01, longest_delay=0.02, deadline=5.0)
     count = 40
@@ -147,9 +147,10 @@ async def test_killing_one_of_two_servers_loses_no_run(moment: int) -> None:
         async with Pool(members) as pool:
             ets = ETS(pool, "self_consistency", **SETTINGS)
             undisturbed = await ets.complete_many([QUESTION] * count, concurrency=count, seed=5)
-            before = one.stats()["total"]
+            # Some 310 requests; how many of them go to which server depends on which of them answers sooner.
+            before = one.stats()["total"] + other.stats()["total"]
             runs = asyncio.create_task(ets.complete_many([QUESTION] * count, concurrency=count, seed=5))
-            await asyncio.to_thread(one.wait, lambda stats: stats["total"] >= before + moment)
+            await asyncio.to_thread(one.wait, lambda stats: stats["total"] + other.stats()["total"] >= before + moment)
             one.kill()
             results = await runs
     assert all(isinstance(result, Result) for result in results), results

@@ -6,6 +6,7 @@
 Importing the package is cheap: no model library, no framework.
 """
 
+from rewards._arguments import RewardParameter
 from rewards.answers import canonical, extract_answer
 from rewards.base import Reward
 from rewards.choice import Choice, extract_choice
@@ -47,6 +48,7 @@ __all__ = [
     "RewardError",
     "RewardInfo",
     "RewardModel",
+    "RewardParameter",
     "RewardSpec",
     "RewardSpecError",
     "RewardTimeoutError",

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from rewards.errors import RewardSpecError
@@ -17,6 +18,21 @@ _KEY = re.compile(r"\s*([^\W\d]\w*)\s*=")
 _NEXT_KEY = re.compile(r",(?=\s*[^\W\d]\w*\s*=)")
 _END_OF_VALUE = re.compile(r"\s*(?:$|,(?=\s*[^\W\d]\w*\s*=))")
 _CHECKED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardParameter:
+    """One parameter of a reward.
+
+    Attributes:
+        name: What a specification calls it.
+        declaration: How it is declared, such as ``"accumulate: bool = False"``.
+        required: Whether a reward cannot be built without it.
+    """
+
+    name: str
+    declaration: str
+    required: bool
 
 
 class Literal:
@@ -57,13 +73,21 @@ def parse(text: str) -> dict[str, Any]:
         position = end
 
 
-def describe(function: Callable[..., Any], *, keyword_only: bool = False) -> tuple[str, ...]:
-    """Return the parameters of a constructor as they would be declared: ``("accumulate: bool = False",)``.
+def describe(function: Callable[..., Any], *, keyword_only: bool = False) -> tuple[RewardParameter, ...]:
+    """Return the parameters of a constructor.
 
     With ``keyword_only``, the function is no constructor but a judge, whose keyword-only parameters are arguments.
     """
     parameters = inspect.signature(function).parameters.values()
-    return tuple(_declaration(parameter) for parameter in parameters if not keyword_only or _is_option(parameter))
+    return tuple(
+        RewardParameter(
+            name=parameter.name,
+            declaration=_declaration(parameter),
+            required=parameter.kind in _CHECKED and parameter.default is parameter.empty,
+        )
+        for parameter in parameters
+        if not keyword_only or _is_option(parameter)
+    )
 
 
 def check(function: Callable[..., Any], arguments: Mapping[str, Any], *, keyword_only: bool = False) -> dict[str, Any]:
@@ -102,7 +126,8 @@ def check(function: Callable[..., Any], arguments: Mapping[str, Any], *, keyword
         elif parameter.default is parameter.empty:
             problems.append(f"missing argument {name!r}")
     if problems:
-        takes = ", ".join(describe(function, keyword_only=keyword_only)) or "no arguments"
+        known = describe(function, keyword_only=keyword_only)
+        takes = ", ".join(parameter.declaration for parameter in known) or "no arguments"
         raise RewardSpecError(f"{'; '.join(problems)} (it takes: {takes})")
     return checked
 

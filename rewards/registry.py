@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from rewards import _arguments
+from rewards._arguments import RewardParameter
 from rewards.base import Reward
 from rewards.errors import RewardSpecError
 from rewards.functions import DEFAULT_TIMEOUT, FunctionReward, GroupFunctionReward, function_name
@@ -34,13 +35,13 @@ class RewardInfo:
     Attributes:
         name: What `build` takes.
         summary: What it rewards: the first line of its docstring.
-        parameters: Its parameters as they are declared, such as ``"accumulate: bool = False"``.
+        parameters: What it takes.
         description: The rest of its docstring, and what that of its constructor says of the parameters.
     """
 
     name: str
     summary: str
-    parameters: tuple[str, ...]
+    parameters: tuple[RewardParameter, ...]
     description: str = ""
 
 
@@ -57,7 +58,7 @@ class _Entry:
         return isinstance(self.source, type)
 
     @property
-    def parameters(self) -> tuple[str, ...]:
+    def parameters(self) -> tuple[RewardParameter, ...]:
         return _arguments.describe(self.source, keyword_only=not self.is_class)
 
     @property

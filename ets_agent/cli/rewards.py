@@ -33,4 +33,6 @@ def rewards_command(
 
 def _entry(info: RewardInfo) -> str:
     """Return a reward's name with its summary and its arguments, each on a line of its own."""
-    return "\n".join([info.name, f"    {info.summary}".rstrip(), *(f"      {each}" for each in info.parameters)])
+    return "\n".join(
+        [info.name, f"    {info.summary}".rstrip(), *(f"      {each.declaration}" for each in info.parameters)]
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -71,7 +70,7 @@ class RewardOffer:
             if twice:
                 raise ConfigError(f"reward {self.name!r} has a fixed {twice[0]!r}, so callers cannot give it")
             known = rewards.describe(registered)  # RewardSpecError where there is none of this name
-            takes = {re.split("[:=]", parameter)[0].strip("* ") for parameter in known.parameters} - {"name"}
+            takes = {parameter.name for parameter in known.parameters} - {"name"}
             unknown = [name for name in (*fixed, *(self.arguments or ())) if name not in takes]
             if unknown:
                 allowed = ", ".join(sorted(takes)) or "none"
@@ -82,15 +81,14 @@ class RewardOffer:
         """Arguments without which the reward cannot be built, and which neither are fixed nor can be given."""
         if self._registered is None:
             return ()
-        name, fixed = self._registered
-        parameters = rewards.describe(name).parameters
-        needed = [each.partition(":")[0] for each in parameters if "=" not in each and not each.startswith("*")]
-        return tuple(each for each in needed if each not in fixed and each not in self.caller_arguments)
+        _, fixed = self._registered
+        given = {*fixed, *self.caller_arguments}
+        return tuple(each for each in self._required if each not in given)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Arguments that callers have to give."""
-        return tuple(name for name, schema in self.schemas.items() if "default" not in schema)
+        return tuple(name for name in self.caller_arguments if name in self._required)
 
     @property
     def caller_arguments(self) -> tuple[str, ...]:
@@ -156,6 +154,13 @@ class RewardOffer:
             if not {"type", "anyOf", "$ref"} & schema.keys():  # Of no known type, so text may be what was meant.
                 return value
             raise RequestError(f"{name} of reward {self.name!r} is not valid JSON: {error}") from None
+
+    @cached_property
+    def _required(self) -> tuple[str, ...]:
+        """Arguments without which the registered reward that this is cannot be built."""
+        if self._registered is None:
+            return ()
+        return tuple(each.name for each in rewards.describe(self._registered[0]).parameters if each.required)
 
     @cached_property
     def _registered(self) -> tuple[str, dict[str, Any]] | None:

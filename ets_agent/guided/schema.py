@@ -81,13 +81,13 @@ def check_arguments(arguments: str | Mapping[str, Any], policy: Policy) -> Mappi
 def _offer(offer: RewardOffer, *, strict: bool) -> dict[str, Any]:
     """Return the schema of one reward, named by its ``name``."""
     properties: dict[str, Any] = {"name": {"type": "string", "enum": [offer.name]}}
-    required = ["name"]
     for name, schema in offer.schemas.items():
-        if "default" not in schema:
-            required.append(name)
         # Definitions would not be found where references look for them, at the top of the whole schema.
         properties[name] = strict_schema(schema) if strict or "$defs" in schema else schema
-    return {**_object(properties, required=required, strict=strict), "description": offer.summary}
+    return {
+        **_object(properties, required=["name", *offer.needs], strict=strict),
+        "description": offer.summary,
+    }
 
 
 def _object(properties: Mapping[str, Any], *, required: list[str], strict: bool) -> dict[str, Any]:

@@ -161,7 +161,7 @@ OPERATORS = {
 
 @pytest.mark.parametrize("name", sorted(info.name for info in rewards.available()))
 def test_of_a_reward_offered_by_name_callers_choose_what_is_about_the_task(name: str) -> None:
-    takes = {parameter.split(":")[0].split("=")[0].strip() for parameter in rewards.describe(name).parameters}
+    takes = {parameter.name for parameter in rewards.describe(name).parameters}
     offer = RewardOffer(name=name)
     assert set(offer.caller_arguments) <= takes
     for argument in takes - set(offer.caller_arguments):

@@ -13,7 +13,17 @@ import pytest
 
 import rewards
 from backends import Completion, Prompt
-from rewards import MathAnswer, Reward, RewardSpecError, SelfConsistency, available, build, register, registry
+from rewards import (
+    MathAnswer,
+    Reward,
+    RewardParameter,
+    RewardSpecError,
+    SelfConsistency,
+    available,
+    build,
+    register,
+    registry,
+)
 
 BUILT_IN = {
     "choice",
@@ -87,6 +97,7 @@ def test_public_names() -> None:
         "RewardError",
         "RewardInfo",
         "RewardModel",
+        "RewardParameter",
         "RewardSpec",
         "RewardSpecError",
         "RewardTimeoutError",
@@ -281,7 +292,10 @@ async def test_keyword_only_parameters_of_a_function_are_arguments() -> None:
     group = [Completion(text="ab a"), Completion(text="b")]
     assert await build("mentions:word=a").score("q", group) == [2.0, 0.0]
     assert await build({"name": "mentions", "word": "b", "times": 2}).score("q", group) == [0.5, 0.5]
-    assert {info.name: info for info in available()}["mentions"].parameters == ("word: str", "times: int = 1")
+    assert {info.name: info for info in available()}["mentions"].parameters == (
+        RewardParameter(name="word", declaration="word: str", required=True),
+        RewardParameter(name="times", declaration="times: int = 1", required=False),
+    )
     with pytest.raises(
         RewardSpecError, match=r"reward 'mentions': missing argument 'word' \(it takes: word: str, times"
     ):
@@ -340,8 +354,10 @@ def test_available_rewards_are_described() -> None:
     infos = {info.name: info for info in available()}
     assert list(infos) == sorted({*BUILT_IN, "constant", "undocumented"})
     assert infos["constant"].summary == "The same for all."
-    assert infos["math_answer"].parameters == ("gold: str | int | float",)
-    assert infos["self_consistency"].parameters[0] == "accumulate: bool = False"
+    assert infos["math_answer"].parameters == (
+        RewardParameter(name="gold", declaration="gold: str | int | float", required=True),
+    )
+    assert infos["self_consistency"].parameters[0].declaration == "accumulate: bool = False"
     assert infos["undocumented"].summary == ""
     assert infos["undocumented"].parameters == ()
     assert rewards.describe("constant").description == "And more about that."

@@ -20,7 +20,9 @@ def check_proposal_settings(config: ETSConfig, *, proposal: bool) -> None:
         for name in ("proposal_temperature", "estimator"):
             value, default = getattr(config, name), ETSConfig.model_fields[name].default
             if value != default:
-                raise ConfigError(f"{name} is {value}, but there is no proposal: give one, or leave {name} out")
+                raise ConfigError(
+                    f"{name} is {value}, but there is no proposal: give one, or leave {name} out", setting=name
+                )
         return
     if config.proposal_sampling.truncated:
         raise ConfigError(

@@ -101,21 +101,28 @@ class ETSConfig(BaseModel):
         """True would pass as 1; whoever wrote it meant something else."""
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, bool) and name != "share_rollouts":
-                raise ValueError(f"{name} is {value}; allowed: a number")
+                raise ConfigError(f"{name} is {value}; allowed: a number", setting=name)
         return values
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
         if self.block_size is not None and self.block_size > self.max_tokens:
-            raise ValueError(f"block_size is {self.block_size}; allowed: 1 to max_tokens, which is {self.max_tokens}")
+            raise ConfigError(
+                f"block_size is {self.block_size}; allowed: 1 to max_tokens, which is {self.max_tokens}",
+                setting="block_size",
+            )
         if self.num_steps is not None and self.num_steps > self.max_tokens:
-            raise ValueError(f"num_steps is {self.num_steps}; allowed: 1 to max_tokens, which is {self.max_tokens}")
+            raise ConfigError(
+                f"num_steps is {self.num_steps}; allowed: 1 to max_tokens, which is {self.max_tokens}",
+                setting="num_steps",
+            )
         if self.num_steps is not None and self.block_size is not None:
             implied = -(-self.max_tokens // self.block_size)
             if implied != self.num_steps:
-                raise ValueError(
+                raise ConfigError(
                     f"num_steps is {self.num_steps}, but block_size {self.block_size} of max_tokens {self.max_tokens} "
-                    f"makes {implied} steps; give one of the two"
+                    f"makes {implied} steps; give one of the two",
+                    setting="num_steps",
                 )
         return self
 
@@ -162,7 +169,7 @@ class ETSConfig(BaseModel):
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            raise ConfigError(_explain(error)) from None
+            raise ConfigError(_explain(error), setting=_first_setting(error)) from None
 
     def replace(self, **changes: Any) -> ETSConfig:
         """Return the settings with some of them changed, checked again.
@@ -178,6 +185,14 @@ class ETSConfig(BaseModel):
         if changes.get("block_size") is not None and "num_steps" not in changes:
             settings.pop("num_steps", None)
         return type(self).build(**settings | changes)
+
+
+def _first_setting(error: ValidationError) -> str | None:
+    problem = error.errors(include_url=False)[0]
+    if problem["loc"]:
+        return str(problem["loc"][0])
+    cause = problem.get("ctx", {}).get("error")
+    return cause.setting if isinstance(cause, ConfigError) else None
 
 
 def _explain(error: ValidationError) -> str:

@@ -129,7 +129,8 @@ class RewardOffer:
         refused = [name for name in given if name not in allowed]
         if refused:
             raise RequestError(
-                f"reward {self.name!r} takes no argument {refused[0]!r} here; allowed: {', '.join(allowed) or 'none'}"
+                f"reward {self.name!r} takes no argument {refused[0]!r} here; allowed: {', '.join(allowed) or 'none'}",
+                field="reward",
             )
         if self._registered is None:
             assert self.reward is not None
@@ -140,7 +141,7 @@ class RewardOffer:
         try:
             rewards.build(spec)  # Only to see that it can be built: until it judges something, a reward holds nothing.
         except RewardError as error:
-            raise RequestError(str(error)) from error
+            raise RequestError(str(error), field="reward") from error
         return spec
 
     def _plain(self, name: str, value: Any) -> Any:
@@ -153,7 +154,7 @@ class RewardOffer:
         except (ValueError, RecursionError) as error:
             if not {"type", "anyOf", "$ref"} & schema.keys():  # Of no known type, so text may be what was meant.
                 return value
-            raise RequestError(f"{name} of reward {self.name!r} is not valid JSON: {error}") from None
+            raise RequestError(f"{name} of reward {self.name!r} is not valid JSON: {error}", field="reward") from None
 
     @cached_property
     def _required(self) -> tuple[str, ...]:
@@ -225,15 +226,17 @@ class Policy:
         try:
             given = request.reward if isinstance(request.reward, str) else json.dumps(request.reward, default=str)
         except (TypeError, ValueError, RecursionError) as error:
-            raise RequestError(f"the reward with its arguments is no JSON: {error}") from error
-        self._check("the length of the reward with its arguments", len(given), self.max_reward_chars)
+            raise RequestError(f"the reward with its arguments is no JSON: {error}", field="reward") from error
+        self._check("the length of the reward with its arguments", len(given), self.max_reward_chars, field="reward")
         try:
             name, arguments = rewards.parse(request.reward)
         except RewardError as error:
-            raise RequestError(str(error)) from error
+            raise RequestError(str(error), field="reward") from error
         offer = self.offers.get(name)
         if offer is None:
-            raise RequestError(f"reward {name!r:.80} is not allowed here; allowed: {', '.join(self.offers)}")
+            raise RequestError(
+                f"reward {name!r:.80} is not allowed here; allowed: {', '.join(self.offers)}", field="reward"
+            )
         return offer.spec(arguments)
 
     def config(self, request: GuidedRequest, base: ETSConfig, *, one_step: bool) -> ETSConfig:
@@ -257,17 +260,27 @@ class Policy:
             config = base.replace(**effort, max_tokens=tokens)
             config = config.replace(**given, timeout=seconds)
         except ConfigError as error:
-            raise RequestError(str(error)) from error
+            raise RequestError.of(error) from error
         rollouts = config.num_rollouts if isinstance(config.num_rollouts, int) else config.num_rollouts[1]
-        self._check("max_tokens", config.max_tokens, self.max_tokens)
-        self._check("num_candidates times num_chains", config.num_candidates * config.num_chains, self.max_candidates)
-        self._check("num_rollouts", rollouts, self.max_rollouts)
-        self._check("the number of steps", len(config.blocks), self.max_steps)
+        candidates = config.num_candidates * config.num_chains
+        by_blocks = config.block_size is not None
+        self._check("max_tokens", config.max_tokens, self.max_tokens, field="max_tokens")
+        self._check("num_candidates times num_chains", candidates, self.max_candidates, field="settings.num_candidates")
+        self._check("num_rollouts", rollouts, self.max_rollouts, field="settings.num_rollouts")
+        self._check(
+            "the number of steps",
+            len(config.blocks),
+            self.max_steps,
+            field="settings.block_size" if by_blocks else "settings.num_steps",
+        )
         # Everything drawn is searched for each of them.
-        self._check("the number of stop strings", len(config.stop), MAX_STOPS)
-        self._check("the length of a stop string", max(map(len, config.stop), default=0), MAX_STOP_CHARS)
+        self._check("the number of stop strings", len(config.stop), MAX_STOPS, field="settings.stop")
+        longest = max(map(len, config.stop), default=0)
+        self._check("the length of a stop string", longest, MAX_STOP_CHARS, field="settings.stop")
         if seconds is not None and self.max_seconds is not None and seconds > self.max_seconds:
-            raise RequestError(f"timeout is {seconds:g}; allowed: at most {self.max_seconds:g} seconds")
+            raise RequestError(
+                f"timeout is {seconds:g}; allowed: at most {self.max_seconds:g} seconds", field="timeout"
+            )
         return config
 
     def token_budget(self, request: GuidedRequest) -> int | None:
@@ -279,7 +292,7 @@ class Policy:
         if request.token_budget is None:
             return self.max_token_budget
         if self.max_token_budget is not None:
-            self._check("token_budget", request.token_budget, self.max_token_budget)
+            self._check("token_budget", request.token_budget, self.max_token_budget, field="token_budget")
         return request.token_budget
 
     def _effort(self, request: GuidedRequest, tokens: int, *, chains: int, one_step: bool) -> dict[str, int]:
@@ -291,6 +304,6 @@ class Policy:
             "num_steps": 1 if one_step else min(settings["num_steps"], self.max_steps, tokens),
         }
 
-    def _check(self, name: str, value: int, most: int) -> None:
+    def _check(self, name: str, value: int, most: int, *, field: str) -> None:
         if value > most:
-            raise RequestError(f"{name} is {value}; allowed: at most {most}")
+            raise RequestError(f"{name} is {value}; allowed: at most {most}", field=field)

@@ -222,7 +222,11 @@ class GuidedReasoning:
                         yield event
             finally:
                 await self._closing.close(ets)
-        except (ConfigError, RewardError, CapabilityError, PromptError) as error:
+        except ConfigError as error:
+            raise RequestError.of(error) from error
+        except RewardError as error:
+            raise RequestError(str(error), field="reward") from error
+        except (CapabilityError, PromptError) as error:
             raise RequestError(str(error)) from error
 
     def _sampler(self, plan: Plan) -> ETS:

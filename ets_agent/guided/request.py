@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from backends import Prompt
 from ets_agent.config import ETSConfig
+from ets_agent.errors import ConfigError
 
 Effort = Literal["low", "medium", "high"]
 
@@ -23,7 +24,25 @@ _CONFIG = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attri
 
 
 class RequestError(ValueError):
-    """A request asks for something that does not exist or is not allowed; the message says what is."""
+    """A request asks for something that does not exist or is not allowed; the message says what is.
+
+    Args:
+        message: What is wrong and what is allowed.
+        field: The field of `GuidedRequest` that it is about, such as ``reward`` or ``settings.temperature``; None where
+            it is about no single one.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        """Keep both."""
+        super().__init__(message)
+        self.field = field
+
+    @classmethod
+    def of(cls, error: ConfigError) -> RequestError:
+        """Return the error of a request whose settings are not usable."""
+        setting = error.setting
+        own = setting is None or setting in GuidedRequest.model_fields
+        return cls(str(error), field=setting if own else f"settings.{setting}")
 
 
 class Message(BaseModel):
@@ -90,7 +109,8 @@ class GuidedRequest(BaseModel):
         settings = fields.get("settings")
         for name, value in (fields | dict(settings if isinstance(settings, Mapping) else {})).items():
             if isinstance(value, bool) and name in _NUMBERS:
-                raise ValueError(f"{name} is {value}; allowed: a number")
+                own = name in cls.model_fields
+                raise RequestError(f"{name} is {value}; allowed: a number", field=name if own else f"settings.{name}")
         return values
 
     @model_validator(mode="after")
@@ -113,7 +133,9 @@ class GuidedRequest(BaseModel):
         """
         if self.messages is not None:
             if not chat:
-                raise RequestError("this model takes no chat messages; give a question or a continuation")
+                raise RequestError(
+                    "this model takes no chat messages; give a question or a continuation", field="messages"
+                )
             return [message.model_dump() for message in self.messages]
         if self.continuation is not None:
             return self.continuation
@@ -135,7 +157,16 @@ class GuidedRequest(BaseModel):
         try:
             return cls.model_validate({name: value for name, value in fields.items() if value is not None})
         except ValidationError as error:
-            raise RequestError("; ".join(map(_explain, error.errors(include_url=False)))) from None
+            problems = error.errors(include_url=False)
+            raise RequestError("; ".join(map(_explain, problems)), field=_field(problems[0])) from None
+
+
+def _field(problem: Any) -> str | None:
+    if problem["loc"]:
+        # Nothing below a field or a setting, such as a member of a union: callers do not know of it.
+        return ".".join(map(str, problem["loc"][: 2 if problem["loc"][0] == "settings" else 1]))
+    cause = problem.get("ctx", {}).get("error")
+    return cause.field if isinstance(cause, RequestError) else None
 
 
 def _explain(problem: Any) -> str:

@@ -74,7 +74,9 @@ def check_arguments(arguments: str | Mapping[str, Any], policy: Policy) -> Mappi
     if unknown:
         raise RequestError(f"there is no argument {unknown[0]!r:.80}; allowed: {allowed}")
     if arguments.get("question") is None:
-        raise RequestError("question is missing; allowed: what to answer, as text, complete in itself")
+        raise RequestError(
+            "question is missing; allowed: what to answer, as text, complete in itself", field="question"
+        )
     return arguments
 
 

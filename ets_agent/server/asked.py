@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ets_agent.guided import GuidedRequest, Policy, RequestError
-from ets_agent.guided.request import Settings
 from ets_agent.sampler import item_seeds
 from ets_agent.server.errors import ApiError
 from ets_agent.server.requests import ChatCompletionRequest, ChatRequestMessage, CompletionRequest, SamplingRequest
-from rewards import RewardError
 
 _IGNORED = {
     "metadata",
@@ -81,20 +78,21 @@ class Asked:
     body: SamplingRequest
 
     def param(self, error: RequestError) -> str | None:
-        """Return the field of the body that a refusal is about, as far as its first words tell."""
-        first = re.match(r"(?:the length of the |the number of )?(?:settings\.)?(\w+)", str(error))
-        name = first[1] if first else ""
-        name = "num_steps" if name == "steps" else name
-        if name == "reward" or isinstance(error.__cause__, RewardError):
+        """Return the field of the body that a refusal is about; None where it is about no single one."""
+        field = error.field
+        if field is None:
+            return None
+        if field == "reward":
             given = self.body.ets is not None and self.body.ets.reward is not None
             return "response_format" if "response_format" in self.body.model_fields_set and not given else "ets.reward"
-        if name == "max_tokens" and getattr(self.body, "max_completion_tokens", None) is not None:
+        if field == "max_tokens" and getattr(self.body, "max_completion_tokens", None) is not None:
             return "max_completion_tokens"
-        if name in ("timeout", "token_budget"):
-            return f"ets.{name}"
-        if getattr(self.body, name, None) is not None and name in SamplingRequest.model_fields:
+        if field == "continuation":
+            return "prompt"
+        name = field.removeprefix("settings.")
+        if (name in SamplingRequest.model_fields and getattr(self.body, name) is not None) or name == "messages":
             return name
-        return f"ets.settings.{name}" if name in Settings.model_fields else None
+        return f"ets.{field}"
 
 
 def chat_asked(body: ChatCompletionRequest, policy: Policy) -> Asked:

@@ -114,3 +114,25 @@ def test_each_effort_draws_more_than_the_one_before() -> None:
     work = [each["num_candidates"] * (1 + each["num_rollouts"] * each["num_steps"]) for each in EFFORTS.values()]
     assert list(EFFORTS) == ["low", "medium", "high"]
     assert work[0] * 2 < work[1] < work[2] / 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"question": "q", "effort": "huge"}, "effort"),
+        ({"question": "q", "max_tokens": 0}, "max_tokens"),
+        ({"question": "q", "timeout": True}, "timeout"),
+        ({"question": "q", "settings": {"top_p": 2}}, "settings.top_p"),
+        ({"question": "q", "settings": {"num_rollouts": [3, 1]}}, "settings.num_rollouts"),
+        ({"question": "q", "settings": {"seed": False}}, "settings.seed"),
+        ({"messages": [{"role": 1, "content": "c"}]}, "messages"),
+        ({"question": "q", "nonsense": 1}, "nonsense"),
+        ({"question": "q", "continuation": "c"}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_an_error_names_its_field(fields: dict[str, Any], field: str | None) -> None:
+    with pytest.raises(RequestError) as caught:
+        GuidedRequest.build(fields)
+    assert caught.value.field == field

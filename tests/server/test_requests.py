@@ -307,7 +307,7 @@ def test_the_server_tells_that_it_is_up(scripted: Served) -> None:
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 1}}}}, "response_format"),
         ({"ets": {"settings": {"num_candidates": 1000}}}, "ets.settings.num_candidates"),
         ({"ets": {"settings": {"num_rollouts": 1000}}}, "ets.settings.num_rollouts"),
-        ({"ets": {"settings": {"block_size": 1}}, "max_tokens": 64}, "ets.settings.num_steps"),
+        ({"ets": {"settings": {"block_size": 1}}, "max_tokens": 64}, "ets.settings.block_size"),
     ],
 )
 def test_what_the_policy_refuses_is_named(scripted: Served, fields: Fields, param: str) -> None:

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from backends import SamplingParams
+from ets_agent._validation import Float, Int, StopString, explain
 from ets_agent.energy import Estimator
 from ets_agent.errors import ConfigError
 
@@ -27,10 +28,9 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-_StopString = Annotated[str, Field(min_length=1)]
 StopStrings = Annotated[
-    tuple[_StopString, ...],
-    BeforeValidator(_as_tuple, json_schema_input_type=_StopString | tuple[_StopString, ...]),
+    tuple[StopString, ...],
+    BeforeValidator(_as_tuple, json_schema_input_type=StopString | tuple[StopString, ...]),
 ]
 
 
@@ -40,7 +40,7 @@ def _check_rollouts(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
         found: int | tuple[int, int] = check(value)
     except ValidationError:
         found = 0
-    if isinstance(value, list | tuple) and any(isinstance(number, bool) for number in value):
+    if any(isinstance(number, bool) for number in (value if isinstance(value, list | tuple) else [value])):
         found = 0
     if min(found if isinstance(found, tuple) else (found,)) < 1 or (isinstance(found, tuple) and found[0] > found[1]):
         raise ValueError("allowed: a number of at least 1, or (low, high), at least 1 and in this order")
@@ -59,50 +59,41 @@ class ETSConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    num_candidates: int = Field(default=8, ge=1)
+    num_candidates: Int = Field(default=8, ge=1)
     """M: candidate continuations per step."""
     num_rollouts: Rollouts = 4
     """K: rollouts per candidate, from which its energy is estimated; (low, high) begins with low and adds more only
     while the selection is uncertain."""
-    num_steps: int | None = Field(default=None, ge=1)
+    num_steps: Int | None = Field(default=None, ge=1)
     """I: steps, of nearly equal length in tokens; 1 with kl_coef = 0 is Best-of-N."""
-    block_size: int | None = Field(default=None, ge=1)
+    block_size: Int | None = Field(default=None, ge=1)
     """B: tokens per step, instead of num_steps."""
-    kl_coef: float = Field(default=0.1, ge=0)
+    kl_coef: Float = Field(default=0.1, ge=0)
     """λ: small trusts the reward, large stays close to the model; 0 is the limit of the best rollouts only."""
-    num_chains: int = Field(default=1, ge=1)
+    num_chains: Int = Field(default=1, ge=1)
     """N: chains that run together, their candidates weighed against each other; one of their answers is drawn."""
-    ess_threshold: float = Field(default=0.5, ge=0, le=1)
+    ess_threshold: Float = Field(default=0.5, ge=0, le=1)
     """Several chains are resampled when the effective sample size of their weights falls below this share of N."""
     estimator: Estimator = "unbiased"
     """How importance weights of a proposal's rollouts enter: unbiased, truncated or self_normalized."""
     share_rollouts: bool = True
     """Identical candidates share their rollouts; False draws K for each copy, as in the paper, for more tokens."""
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: Float = Field(default=1.0, ge=0)
     """Sampling temperature of candidates and rollouts."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: Float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling: keep the smallest set of tokens with this probability."""
-    top_k: int = Field(default=0, ge=0)
+    top_k: Int = Field(default=0, ge=0)
     """Keep this many most probable tokens; 0 keeps all."""
-    proposal_temperature: float | None = Field(default=None, gt=0)
+    proposal_temperature: Float | None = Field(default=None, gt=0)
     """Temperature at which a proposal samples, untruncated; without it, it samples as the reference does."""
-    max_tokens: int = Field(default=512, ge=1)
+    max_tokens: Int = Field(default=512, ge=1)
     """Budget of the response, in tokens."""
     stop: StopStrings = ()
     """Strings that end the response; not part of its text."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: Int | None = Field(default=None, ge=0)
     """Seed of the run; without one it is drawn, and the result reports it."""
-    timeout: float | None = Field(default=None, gt=0)
+    timeout: Float | None = Field(default=None, gt=0)
     """Seconds after which the best answer so far is returned."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_truth_values(cls, values: Any) -> Any:
-        """True would pass as 1; whoever wrote it meant something else."""
-        for name, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool) and name != "share_rollouts":
-                raise ConfigError(f"{name} is {value}; allowed: a number", setting=name)
-        return values
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
@@ -169,7 +160,8 @@ class ETSConfig(BaseModel):
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            raise ConfigError(_explain(error), setting=_first_setting(error)) from None
+            message = explain(error, what="setting", allowed=cls.model_fields)
+            raise ConfigError(message, setting=_first_setting(error)) from None
 
     def replace(self, **changes: Any) -> ETSConfig:
         """Return the settings with some of them changed, checked again.
@@ -193,19 +185,3 @@ def _first_setting(error: ValidationError) -> str | None:
         return str(problem["loc"][0])
     cause = problem.get("ctx", {}).get("error")
     return cause.setting if isinstance(cause, ConfigError) else None
-
-
-def _explain(error: ValidationError) -> str:
-    """Say in one line per setting what was wrong and what is allowed."""
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"there is no setting {where!r}; allowed: {', '.join(ETSConfig.model_fields)}")
-        elif not where:
-            lines.append(problem["msg"].removeprefix("Value error, "))
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            allowed = message[0].lower() + message[1:]
-            lines.append(f"{where} is {problem['input']!r}: {allowed}")
-    return "; ".join(lines)

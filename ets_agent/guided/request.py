@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from backends import Prompt
+from ets_agent._validation import Float, Int, explain
 from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError
 
@@ -74,8 +75,6 @@ def _optional_settings() -> type[BaseModel]:
 Settings = _optional_settings()
 """Fields of `ETSConfig`; None leaves a setting as it is."""
 
-_NUMBERS = {"max_tokens", "timeout", "token_budget", *Settings.model_fields} - {"estimator", "share_rollouts", "stop"}
-
 
 class GuidedRequest(BaseModel):
     """One question to guided reasoning. Exactly one of ``question``, ``messages`` and ``continuation`` is given."""
@@ -94,24 +93,12 @@ class GuidedRequest(BaseModel):
     """How much work the answer is worth."""
     settings: Settings | None = None  # type: ignore[valid-type]
     """Single settings, which go before those of the effort."""
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: Int | None = Field(default=None, ge=1)
     """Most tokens of the answer."""
-    timeout: float | None = Field(default=None, gt=0)
+    timeout: Float | None = Field(default=None, gt=0)
     """Seconds after which the best answer so far is returned."""
-    token_budget: int | None = Field(default=None, ge=1)
+    token_budget: Int | None = Field(default=None, ge=1)
     """Most tokens drawn and scored for this answer in all; then the best one so far is returned."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_truth_values(cls, values: Any) -> Any:
-        """True would pass as 1; whoever wrote it meant something else."""
-        fields = dict(values) if isinstance(values, Mapping) else {}
-        settings = fields.get("settings")
-        for name, value in (fields | dict(settings if isinstance(settings, Mapping) else {})).items():
-            if isinstance(value, bool) and name in _NUMBERS:
-                own = name in cls.model_fields
-                raise RequestError(f"{name} is {value}; allowed: a number", field=name if own else f"settings.{name}")
-        return values
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:
@@ -157,21 +144,7 @@ class GuidedRequest(BaseModel):
         try:
             return cls.model_validate({name: value for name, value in fields.items() if value is not None})
         except ValidationError as error:
-            problems = error.errors(include_url=False)
-            raise RequestError("; ".join(map(_explain, problems)), field=_field(problems[0])) from None
-
-
-def _field(problem: Any) -> str | None:
-    if problem["loc"]:
-        # Nothing below a field or a setting, such as a member of a union: callers do not know of it.
-        return ".".join(map(str, problem["loc"][: 2 if problem["loc"][0] == "settings" else 1]))
-    cause = problem.get("ctx", {}).get("error")
-    return cause.field if isinstance(cause, RequestError) else None
-
-
-def _explain(problem: Any) -> str:
-    where = ".".join(map(str, problem["loc"]))
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        return f"there is no field {where!r}; allowed: {', '.join(GuidedRequest.model_fields)}"
-    return f"{where} is {problem['input']!r:.80}: {message[0].lower()}{message[1:]}" if where else message
+            location = error.errors(include_url=False)[0]["loc"]
+            # Nothing below a field or a setting, such as a member of a union: callers do not know of it.
+            field = ".".join(map(str, location[: 2 if location[:1] == ("settings",) else 1])) or None
+            raise RequestError(explain(error, what="field", allowed=cls.model_fields), field=field) from None

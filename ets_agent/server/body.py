@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
+from ets_agent._validation import sentence
 from ets_agent.server.errors import ApiError, ClientGoneError
 
 M = TypeVar("M", bound=BaseModel)
@@ -145,7 +146,7 @@ def _explained(model: type[BaseModel], error: ValidationError, content: Any) -> 
         return ApiError(
             400, f"there is no field {param!r:.200}; allowed: {allowed}", param=param[:200], code="unknown_parameter"
         )
-    messages = list(dict.fromkeys(_sentence(problem["msg"]) for problem in about))
+    messages = list(dict.fromkeys(sentence(problem["msg"]) for problem in about))
     given = about[0]["input"]
     shown = f" is {given!r:.80}" if isinstance(given, str | int | float | None) else ""
     return ApiError(400, f"{param}{shown}: {' or '.join(messages)}", param=param, code="invalid_value")
@@ -174,8 +175,3 @@ def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 def _spelled(path: tuple[int | str, ...]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-
-
-def _sentence(message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    return message[0].lower() + message[1:]

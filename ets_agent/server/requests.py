@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from ets_agent._validation import StopString
+from ets_agent.guided.policy import MAX_STOPS
 from ets_agent.guided.request import Effort, Settings
 
-MAX_STOPS = 16
 MAX_ITEMS = 2048
 """Most messages of a chat, parts of a message, and prompts. The first one that is wrong is the last one looked at."""
 
@@ -83,13 +84,10 @@ class ResponseFormat(_Part):
     json_schema: JsonSchema | None = None
 
 
-StopString = Annotated[str, Field(min_length=1)]
-
-
 class SamplingRequest(_Part):
     """What both kinds of requests have in common."""
 
-    # Further fields are looked at in `unsupported`: some are refused, the others are ignored.
+    # Further fields are looked at in `ets_agent.server.asked`: some are refused, the others are ignored.
     model_config = ConfigDict(extra="allow")
 
     model: str

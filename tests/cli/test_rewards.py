@@ -34,7 +34,10 @@ def test_one_reward_is_described(ets: Ets) -> None:
 
 def test_rewards_are_listed_as_json(ets: Ets) -> None:
     infos = {info["name"]: info for info in json.loads(ets("rewards", "--json").stdout)}
-    assert infos["choice"]["parameters"] == ["gold: str", "options: int = 4"]
+    assert infos["choice"]["parameters"] == [
+        {"name": "gold", "declaration": "gold: str", "required": True},
+        {"name": "options", "declaration": "options: int = 4", "required": False},
+    ]
 
 
 def test_an_unknown_reward_is_one_line(ets: Ets) -> None:

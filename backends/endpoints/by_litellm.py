@@ -10,9 +10,9 @@ from backends.base import Capabilities, Prompt, SamplingParams
 from backends.concurrency import all_of
 from backends.endpoints import replies
 from backends.endpoints.by_text import as_draw, cannot_score
-from backends.endpoints.client import Malformed
 from backends.endpoints.dialects import Draw, EncodedPrompt, EndpointState, as_messages, listed, refuse_top_k
 from backends.endpoints.litellm_client import LiteLLMClient, litellm
+from backends.endpoints.replies import MalformedError
 from backends.errors import CapabilityError, UnknownModelError
 from backends.tokenization import Tokenization
 
@@ -170,14 +170,14 @@ class LiteLLMDialect:
         """Whether an answer has the log-probabilities that were asked for.
 
         Raises:
-            Malformed: Earlier ones had them.
+            MalformedError: Earlier ones had them.
             CapabilityError: They are needed, and no answer ever had them.
         """
         if all(choice["logprobs"] is not None for choice in answer["choices"]):
             self._told_logprobs = True
             return True
         if self._told_logprobs:
-            raise Malformed("log-probabilities are missing")
+            raise MalformedError("log-probabilities are missing")
         expected, self._tells_logprobs = self._tells_logprobs, False
         text = f"{self._name} returns no log-probabilities, although litellm lists them among what it takes"
         if needed:
@@ -210,7 +210,7 @@ def _as_json(response: Any) -> dict[str, Any]:
     """Return litellm's answer as OpenAI's protocol has it, as far as it is used, its choices numbered in order.
 
     Raises:
-        Malformed: It has no choices.
+        MalformedError: It has no choices.
     """
     try:
         choices = [
@@ -223,7 +223,7 @@ def _as_json(response: Any) -> dict[str, Any]:
             for index, choice in enumerate(response.choices)
         ]
     except (AttributeError, TypeError):
-        raise Malformed("it has no choices with messages") from None
+        raise MalformedError("it has no choices with messages") from None
     usage = getattr(response, "usage", None)
     return {"choices": choices, "usage": {"completion_tokens": getattr(usage, "completion_tokens", None)}}
 

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from backends.endpoints.addresses import credentials, shown, valid
 from backends.endpoints.per_loop import PerLoop
+from backends.endpoints.replies import MalformedError
 from backends.endpoints.statuses import may_pass, retry_after
 from backends.errors import BackendClosedError, BackendError, ContextLengthError, EndpointError, PromptError
 from backends.retries import RetryPolicy
@@ -28,10 +29,6 @@ _LONGEST_MESSAGE = 500
 _LONGEST_QUOTE = 60
 _SHORT_SECRET = 8
 """Characters below which a secret is cut out only where it is a word of its own; others are full of such letters."""
-
-
-class Malformed(ValueError):  # noqa: N818 - never leaves the package
-    """An answer that came through but cannot be used; raised by whoever reads it."""
 
 
 class IllegibleError(EndpointError):
@@ -99,7 +96,7 @@ class Client:
         Args:
             path: Below the address, such as ``/completions``; ``//tokenize`` is at the server's root.
             body: JSON.
-            read: Turns the answer into what is wanted; raises `Malformed` where it cannot, and the request is sent
+            read: Turns the answer into what is wanted; raises `MalformedError` where it cannot, and the request is sent
                 again.
 
         Raises:
@@ -173,7 +170,7 @@ class Client:
         if failure is None:
             try:
                 return read(answer)
-            except Malformed as error:
+            except MalformedError as error:
                 reason = self._clean(str(error))
                 failure = EndpointError(f"{request}: the answer cannot be used: {reason}", retryable=True)
         # Here, where it has no cause: the others may repeat what the server said of the key.

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from backends.endpoints.by_tokens import UNTRUNCATED
-from backends.endpoints.client import Client, IllegibleError, Malformed
-from backends.endpoints.replies import Choice
+from backends.endpoints.client import Client, IllegibleError
+from backends.endpoints.replies import Choice, MalformedError
 from backends.errors import BackendError, CapabilityError, EndpointError
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class Server:
         """
         for _ in range(_TRIES):
             found = await self._once(path, body, read)
-            if not isinstance(found, Malformed):
+            if not isinstance(found, MalformedError):
                 return found
             _log.debug("%s of %s: %s", path, self.model, found)
         return None
@@ -89,11 +89,11 @@ class Server:
             self._note(path, error)
             return None
 
-    async def _once(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T | Malformed | None:
-        def lenient(answer: Any) -> T | Malformed:
+    async def _once(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T | MalformedError | None:
+        def lenient(answer: Any) -> T | MalformedError:
             try:
                 return read(answer)
-            except Malformed as error:  # Asked again at once, because it is no failure to wait for.
+            except MalformedError as error:  # Asked again at once, because it is no failure to wait for.
                 return error
 
         try:
@@ -156,11 +156,11 @@ def sound(choices: Sequence[Choice]) -> Sequence[Choice]:
     """Return choices, each of which is a continuation.
 
     Raises:
-        Malformed: One is none.
+        MalformedError: One is none.
     """
     for choice in choices:
         if choice.error is not None:
-            raise Malformed(choice.error)
+            raise MalformedError(choice.error)
     return choices
 
 

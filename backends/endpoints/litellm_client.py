@@ -19,8 +19,8 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from backends.endpoints.client import Malformed
 from backends.endpoints.per_loop import PerLoop
+from backends.endpoints.replies import MalformedError
 from backends.errors import BackendClosedError, BackendError, EndpointError
 from backends.limits import Limiter
 from backends.retries import RetryPolicy
@@ -127,7 +127,7 @@ class LiteLLMClient:
 
         Args:
             body: Arguments of this call of `litellm.acompletion`.
-            read: Turns the answer into what is wanted; raises `Malformed` where it cannot, and the request is sent
+            read: Turns the answer into what is wanted; raises `MalformedError` where it cannot, and the request is sent
                 again.
 
         Raises:
@@ -179,7 +179,7 @@ class LiteLLMClient:
             raise self._translate(error, request) from None
         try:
             return read(answer)
-        except Malformed as error:
+        except MalformedError as error:
             raise EndpointError(f"{request}: the answer cannot be used: {error}", retryable=True) from error
 
 

@@ -12,10 +12,10 @@ from backends.endpoints.addresses import shown
 from backends.endpoints.by_chat import BudgetField, ChatDialect
 from backends.endpoints.by_text import TextDialect
 from backends.endpoints.by_tokens import UNTRUNCATED, TokenDialect
-from backends.endpoints.client import Client, Malformed
+from backends.endpoints.client import Client
 from backends.endpoints.dialects import Dialect
 from backends.endpoints.features import Form, Mode, Server
-from backends.endpoints.replies import Choice
+from backends.endpoints.replies import Choice, MalformedError
 from backends.errors import BackendError, EndpointError
 from backends.tokenization import PROBE, Tokenization
 
@@ -268,5 +268,5 @@ def _tops(read: Callable[[], Any]) -> dict[str, float]:
     except (TypeError, KeyError, IndexError, AttributeError, ValueError):
         found = {}
     if not found:
-        raise Malformed("it has no top log-probabilities")
+        raise MalformedError("it has no top log-probabilities")
     return found

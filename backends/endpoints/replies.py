@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from backends.endpoints.client import Malformed
 from backends.errors import CapabilityError
 
 _NO_LOGPROB = -9999.0
@@ -16,6 +15,10 @@ _PASSING = frozenset({"abort", "error"})
 """Reasons to end by which a server says that it failed; another try may not."""
 _ROUGHLY = 0.9
 """Some servers leave a few tokens out of the numbers that they tell; a limit of their own is farther off."""
+
+
+class MalformedError(ValueError):
+    """An answer that came through but cannot be used; raised by whoever reads it, and never leaves the package."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,7 @@ def completions(answer: Any, n: int, *, budget: int, logprobs: bool, ids: bool) 
         ids: Whether token ids were.
 
     Raises:
-        Malformed: Something that was asked for is missing or makes no sense.
+        MalformedError: Something that was asked for is missing or makes no sense.
         CapabilityError: The server has a limit of its own, below the budget.
     """
     choices = [_completion(choice, logprobs=logprobs, ids=ids) for choice in _choices(answer, n)]
@@ -62,7 +65,7 @@ def completions(answer: Any, n: int, *, budget: int, logprobs: bool, ids: bool) 
         return _counted(choices, answer, budget)
     for choice in choices:
         if len(choice.token_ids) > budget:
-            raise Malformed(f"a choice has {len(choice.token_ids)} tokens instead of {budget}")
+            raise MalformedError(f"a choice has {len(choice.token_ids)} tokens instead of {budget}")
         if not choice.stopped and len(choice.token_ids) < budget:
             raise _limited(len(choice.token_ids), budget)
     return choices
@@ -102,14 +105,14 @@ def _choices(answer: Any, n: int) -> list[Any]:
     choices = _field(answer, "choices")
     if not isinstance(choices, list) or len(choices) != n:
         count = len(choices) if isinstance(choices, list) else "no list of"
-        raise Malformed(f"it has {count} choices instead of {n}")
+        raise MalformedError(f"it has {count} choices instead of {n}")
     try:
         ordered = sorted(choices, key=lambda choice: choice["index"])
         numbers = [choice["index"] for choice in ordered]
     except (TypeError, KeyError):
-        raise Malformed("a choice has no index") from None
+        raise MalformedError("a choice has no index") from None
     if numbers != list(range(n)):
-        raise Malformed(f"its choices are numbered {numbers}")
+        raise MalformedError(f"its choices are numbered {numbers}")
     return ordered
 
 
@@ -119,7 +122,7 @@ def _completion(choice: Any, *, logprobs: bool, ids: bool) -> Choice:
         return failed
     token_ids = _ids(choice.get("token_ids")) if ids else ()
     if ids and not token_ids:
-        raise Malformed("a choice has no tokens")
+        raise MalformedError("a choice has no tokens")
     listed: tuple[float, ...] | None = None
     texts: Any = ()
     count = len(token_ids)
@@ -128,9 +131,9 @@ def _completion(choice: Any, *, logprobs: bool, ids: bool) -> Choice:
         listed = _logprobs(_field(part, "token_logprobs"))
         texts = _field(part, "tokens")
         if not isinstance(texts, list) or len(texts) != len(listed) or (ids and len(listed) != len(token_ids)):
-            raise Malformed("it does not have one log-probability for each token")
+            raise MalformedError("it does not have one log-probability for each token")
         if not listed and reason == "length":
-            raise Malformed("a choice has no tokens although it did not stop")
+            raise MalformedError("a choice has no tokens although it did not stop")
         count = len(listed)
     stop = choice.get("stop_reason")
     return Choice(
@@ -151,12 +154,12 @@ def _chat(choice: Any, *, logprobs: bool) -> Choice:
     message = _field(choice, "message")
     content = message.get("content") if isinstance(message, dict) else None
     if content is not None and not isinstance(content, str):
-        raise Malformed(f"a message's content is {type(content).__name__}, not text")
+        raise MalformedError(f"a message's content is {type(content).__name__}, not text")
     listed = None
     if logprobs:
         entries = _field(_field(choice, "logprobs"), "content")
         if not isinstance(entries, list):
-            raise Malformed("log-probabilities are missing")
+            raise MalformedError("log-probabilities are missing")
         listed = _logprobs([_field(entry, "logprob") for entry in entries])
     return Choice(
         text=content or "",
@@ -170,14 +173,14 @@ def _failed(reason: str) -> Choice | None:
     """Return a choice that ended by a reason that makes it no continuation; None where the reason is a good one.
 
     Raises:
-        Malformed: The server failed.
+        MalformedError: The server failed.
     """
     if reason in {"stop", "length"}:
         return None
     # A server's text may be anything; a short word shows nothing that must not be seen.
     told = f"the reason {reason!r}" if reason.isidentifier() and len(reason) <= 20 else "a reason that is no word"
     if reason in _PASSING:
-        raise Malformed(f"a choice ended for {told}")
+        raise MalformedError(f"a choice ended for {told}")
     return Choice(text="", stopped=True, error=f"the server ended it for {told}; allowed: 'stop' and 'length'")
 
 
@@ -191,7 +194,7 @@ def _counted(choices: list[Choice], answer: Any, budget: int, *, exact: bool = T
     if exact and len(drawn) == len(choices):
         most = _longest_unstopped(drawn, total)
         if most == 0:
-            raise Malformed("a choice has no tokens although it did not stop")
+            raise MalformedError("a choice has no tokens although it did not stop")
         if most is not None and most < _ROUGHLY * budget:
             raise _limited(math.floor(most), budget)
     stopped = sum(choice.stopped for choice in drawn)
@@ -245,7 +248,7 @@ def _limited(told: int, budget: int) -> CapabilityError:
 def _prompt_logprobs(choice: Any, wanted: Sequence[int]) -> list[float]:
     listed = _field(choice, "prompt_logprobs")
     if not isinstance(listed, list) or len(listed) <= len(wanted):
-        raise Malformed("log-probabilities of the prompt are missing")
+        raise MalformedError("log-probabilities of the prompt are missing")
     found: list[Any] = []
     for token, entry in zip(wanted, listed[len(listed) - len(wanted) :], strict=True):
         found.append(_field(_field(entry, str(token)), "logprob"))
@@ -254,26 +257,26 @@ def _prompt_logprobs(choice: Any, wanted: Sequence[int]) -> list[float]:
 
 def _field(value: Any, name: str) -> Any:
     if not isinstance(value, dict) or value.get(name) is None:
-        raise Malformed(f"{name!r} is missing")
+        raise MalformedError(f"{name!r} is missing")
     return value[name]
 
 
 def _text(value: Any, name: str) -> str:
     content = _field(value, name)
     if not isinstance(content, str):
-        raise Malformed(f"{name!r} is {type(content).__name__}, not text")
+        raise MalformedError(f"{name!r} is {type(content).__name__}, not text")
     return content
 
 
 def _ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(token) is int for token in value):
-        raise Malformed("token ids are missing")
+        raise MalformedError("token ids are missing")
     return tuple(value)
 
 
 def _logprobs(values: Any) -> tuple[float, ...]:
     if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
-        raise Malformed("log-probabilities are missing")
+        raise MalformedError("log-probabilities are missing")
     if any(math.isnan(value) or value == math.inf for value in values):
-        raise Malformed("a log-probability is no number")
+        raise MalformedError("a log-probability is no number")
     return tuple(-math.inf if value <= _NO_LOGPROB else float(value) for value in values)

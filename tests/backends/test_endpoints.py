@@ -20,9 +20,10 @@ from backends.endpoints import replies
 from backends.endpoints.addresses import credentials, shown, split, valid
 from backends.endpoints.backend import EndpointBackend
 from backends.endpoints.by_tokens import TokenDialect
-from backends.endpoints.client import Client, Malformed
+from backends.endpoints.client import Client
 from backends.endpoints.dialects import EndpointState
 from backends.endpoints.per_loop import PerLoop
+from backends.endpoints.replies import MalformedError
 from backends.endpoints.statuses import may_pass, retry_after
 from backends.limits import Limiter
 from backends.openai import OpenAIBackend, connect_openai
@@ -79,12 +80,12 @@ def test_choices_are_in_the_order_of_their_numbers_whatever_that_of_the_answer()
 )
 def test_a_completion_with_something_wrong_is_not_used(changes: dict[str, Any]) -> None:
     assert replies.completions({"choices": [completion()]}, 1, budget=2, logprobs=True, ids=True)
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         replies.completions({"choices": [completion(**changes)]}, 1, budget=2, logprobs=True, ids=True)
 
 
 def test_a_message_that_is_no_text_is_not_used() -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         replies.chats({"choices": [chat(content=["yes"])]}, 1, budget=2, logprobs=False)
 
 
@@ -117,7 +118,7 @@ def test_scores_are_those_of_the_tokens_that_were_asked_for_at_the_end_of_the_pr
     answer = {"choices": [{"index": 0, "prompt_logprobs": told}]}
     assert replies.prompt_logprobs(answer, [[7, 6]]) == [[-2.0, -3.0]]
     for wanted in ([6, 7], [9, 6], [1, 5, 7, 6], [6, 1, 5, 7, 6]):
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedError):
             replies.prompt_logprobs(answer, [wanted])
 
 

@@ -467,9 +467,9 @@ async def test_what_a_server_says_of_its_answer_is_cleaned_and_short() -> None:
         client = Client(stub.base_url, api_key=SecretStr(KEY), key_hint="", retries=ONCE, timeout=5.0)
 
         def read(answer: Any) -> None:
-            from backends.endpoints.client import Malformed
+            from backends.endpoints.replies import MalformedError
 
-            raise Malformed(f"it ended by {answer['choices'][0]['finish_reason']!r}")
+            raise MalformedError(f"it ended by {answer['choices'][0]['finish_reason']!r}")
 
         with pytest.raises(EndpointError, match="cannot be used: it ended by") as caught:
             await client.post("/completions", {}, read)

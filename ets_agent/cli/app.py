@@ -12,8 +12,8 @@ from ets_agent.cli.mcp import mcp_command
 from ets_agent.cli.models import models_command
 from ets_agent.cli.output import emit
 from ets_agent.cli.rewards import rewards_command
-from ets_agent.cli.run import session
 from ets_agent.cli.serve import serve_command
+from ets_agent.cli.session import session
 from ets_agent.cli.solve import solve_command
 from ets_agent.cli.trace import trace_command
 

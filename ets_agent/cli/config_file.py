@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from ets_agent.cli.run import session
+from ets_agent.cli.session import session
 from ets_agent.errors import ConfigError
 
 _NOT_IN_FILES = {"config_file", "help", "question", "benchmark", "debug"}

@@ -11,11 +11,11 @@ import typer
 
 import rewards
 from ets_agent._proposal import check_proposal_settings
-from ets_agent.cli import errors, options
+from ets_agent.cli import errors, inputs, options
 from ets_agent.cli.eval_progress import EvalProgress
 from ets_agent.cli.eval_summary import summarise
 from ets_agent.cli.output import emit
-from ets_agent.cli.run import session
+from ets_agent.cli.session import session
 from ets_agent.errors import ConfigError
 from ets_agent.evaluation import METHODS, EvalReport, Problem, check_methods, evaluate, word_problems
 from ets_agent.sampler import DEFAULT_CONCURRENCY
@@ -102,7 +102,7 @@ def evaluate_command(
         shown = progress if progress is not None else sys.stderr.isatty()
         title = benchmark if rival is not None else f"{benchmark}, {method}"  # A comparison's figures name its methods.
         with EvalProgress(enabled=shown, problems=len(problems), methods=methods, title=title) as display:
-            backend, helper = options.load_models(model, proposal, device=device, dtype=dtype)
+            backend, helper = inputs.load_models(model, proposal, device=device, dtype=dtype)
 
             async def main() -> EvalReport:
                 async with backend, helper or nullcontext():

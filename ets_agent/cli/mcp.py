@@ -13,8 +13,8 @@ import typer
 from backends import Backend
 from ets_agent import mcp_server
 from ets_agent._hosts import is_loopback
-from ets_agent.cli import errors, options, policy_options
-from ets_agent.cli.run import session
+from ets_agent.cli import errors, inputs, options, policy_options
+from ets_agent.cli.session import session
 from ets_agent.errors import ConfigError
 from ets_agent.guided import GuidedReasoning
 from ets_agent.keys import ENVIRONMENT, Keys, read_keys
@@ -87,7 +87,7 @@ def mcp_command(
         settings = policy_options.reasoning_settings(context)
         keys = _keys(host, allow_host or [], api_key_file) if transport == "http" else Keys()
         with redirect_stdout(sys.stderr):  # Over stdio, stdout is the protocol's; what a library prints is not.
-            backend, helper = options.load_models(model, proposal, device=device, dtype=dtype)
+            backend, helper = inputs.load_models(model, proposal, device=device, dtype=dtype)
 
         async def main(backend: Backend, helper: Backend | None) -> None:
             async with (

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import backends
 from ets_agent.cli import options
 from ets_agent.cli.output import emit
-from ets_agent.cli.run import session
+from ets_agent.cli.session import session
 
 
 def models_command(as_json: options.Json = False, debug: options.Debug = False) -> None:

@@ -86,20 +86,6 @@ Traces = Annotated[
 ]
 
 
-def policy_from(context: typer.Context) -> Policy:
-    """Return what a command's options let callers ask for.
-
-    Raises:
-        ConfigError: A ceiling or an argument of a reward is not allowed.
-        rewards.RewardError: A reward does not exist.
-    """
-    specs = context.params.get("allow_reward") or ()
-    ceilings = {name: context.params[name] for name in _CEILINGS if context.params.get(name) is not None}
-    if not specs:
-        return Policy(**ceilings)
-    return Policy(rewards=[_offer(spec) for spec in specs], **ceilings)
-
-
 def reasoning_settings(context: typer.Context) -> dict[str, Any]:
     """Return the arguments of `GuidedReasoning` but for the models, all checked, so that no model is loaded in vain.
 
@@ -107,7 +93,7 @@ def reasoning_settings(context: typer.Context) -> dict[str, Any]:
         ConfigError: An option is not allowed.
         rewards.RewardError: A reward does not exist.
     """
-    policy = policy_from(context)
+    policy = _policy(context)
     config = options.config_from(context)  # Beneath what requests ask for: temperature, λ and the like.
     check_proposal_settings(config, proposal=context.params.get("proposal") is not None)
     traces = context.params.get("traces")
@@ -120,6 +106,15 @@ def reasoning_settings(context: typer.Context) -> dict[str, Any]:
         "max_queue": context.params["queue"],
         "traces": traces,
     }
+
+
+def _policy(context: typer.Context) -> Policy:
+    """Return what a command's options let callers ask for."""
+    specs = context.params.get("allow_reward") or ()
+    ceilings = {name: context.params[name] for name in _CEILINGS if context.params.get(name) is not None}
+    if not specs:
+        return Policy(**ceilings)
+    return Policy(rewards=[_offer(spec) for spec in specs], **ceilings)
 
 
 def _offer(spec: str) -> RewardOffer:

@@ -11,7 +11,7 @@ import typer
 import rewards
 from ets_agent.cli import options
 from ets_agent.cli.output import emit
-from ets_agent.cli.run import session
+from ets_agent.cli.session import session
 from rewards import RewardInfo
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backends import Backend
-from ets_agent.cli import options, policy_options
-from ets_agent.cli.run import GRACE, session
+from ets_agent.cli import inputs, options, policy_options
+from ets_agent.cli.session import GRACE, session
 from ets_agent.guided import GuidedReasoning
 from ets_agent.keys import ENVIRONMENT, Keys, read_keys
 
@@ -116,7 +116,7 @@ def serve_command(
         limits = Limits(rate=rate_limit, key_concurrency=key_concurrency, max_answers=max_answers, max_body=max_body)
         keys = read_keys(api_key_file, os.environ)
         with bind(host, port, keys=keys.required) as listener:
-            backend, helper = options.load_models(model, proposal, device=device, dtype=dtype)
+            backend, helper = inputs.load_models(model, proposal, device=device, dtype=dtype)
             names, hosts = served_model_name or [], [host, *(allow_host or [])]
             running.grace = shutdown_timeout + CLOSING_SECONDS + GRACE
             serving = _serve(

@@ -12,10 +12,10 @@ import rewards
 from backends import Backend, Prompt
 from backends.base import check_prompt
 from ets_agent._proposal import check_proposal_settings
-from ets_agent.cli import errors, options
+from ets_agent.cli import errors, inputs, options
 from ets_agent.cli.output import emit
 from ets_agent.cli.recording import Recorder
-from ets_agent.cli.run import session
+from ets_agent.cli.session import session
 from ets_agent.cli.solve_progress import SolveProgress
 from ets_agent.config import ETSConfig
 from ets_agent.results import Finished, Result
@@ -59,19 +59,29 @@ def solve_command(
         # All that can be wrong with the command itself is found before a model is loaded for it.
         config = options.config_from(context)
         check_proposal_settings(config, proposal=proposal is not None)
-        text = options.read_question(question)
+        text = inputs.read_question(question)
         check_prompt(text)
         judge = rewards.build(reward)
         if trace is not None:
             check_new(trace)
         shown = progress if progress is not None else sys.stderr.isatty()
         with SolveProgress(enabled=shown) as display:
-            backend, helper = options.load_models(
+            backend, helper = inputs.load_models(
                 model, proposal, device=device, dtype=dtype, on_load=lambda name: display.note(f"loading {name}")
             )
-            prompt = options.prompt_from(text, backend, helper, raw=raw)
+            prompt = inputs.prompt_from(text, backend, helper, raw=raw)
             recorder = Recorder(trace, prompt, reward=judge.name)
-            result = running.run(_solve(backend, helper, judge, prompt, config, display, recorder))
+            result = running.run(
+                _solve(
+                    prompt,
+                    backend=backend,
+                    proposal=helper,
+                    reward=judge,
+                    config=config,
+                    display=display,
+                    recorder=recorder,
+                )
+            )
         for message in [*result.warnings, *([recorder.problem] if recorder.problem is not None else [])]:
             errors.warn(message)
         nothing = result.cut_short and not result.text
@@ -88,10 +98,11 @@ def solve_command(
 
 
 async def _solve(
+    prompt: Prompt,
+    *,
     backend: Backend,
     proposal: Backend | None,
     reward: Reward,
-    prompt: Prompt,
     config: ETSConfig,
     display: SolveProgress,
     recorder: Recorder,

@@ -14,7 +14,7 @@ import typer
 
 from ets_agent.cli import errors, options
 from ets_agent.cli.output import emit
-from ets_agent.cli.run import session
+from ets_agent.cli.session import session
 from ets_agent.errors import ConfigError
 from ets_agent.trace_page import MARK, render
 from ets_agent.traces import read_trace

@@ -1,0 +1,66 @@
+"""What a command works on: the models, opened, and the question, as it is put to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import typer
+
+import backends
+from backends import Backend, Prompt
+from ets_agent.errors import ConfigError
+
+
+def load_models(
+    model: str,
+    proposal: str | None,
+    *,
+    device: str | None,
+    dtype: str | None,
+    on_load: Callable[[str], None] = lambda name: None,
+) -> tuple[Backend, Backend | None]:
+    """Open the reference and the proposal, if there is one, with those of the options that were given.
+
+    Args:
+        model: Name of the reference.
+        proposal: Name of the proposal.
+        device: Option of local models.
+        dtype: Option of local models.
+        on_load: Called with each name before that model is loaded.
+
+    Raises:
+        BackendError: A model is unknown or cannot be loaded; nothing is left open then.
+    """
+    options = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
+    on_load(model)
+    backend = backends.load(model, **options)
+    if proposal is None:
+        return backend, None
+    try:
+        on_load(proposal)
+        return backend, backends.load(proposal, **options)
+    except Exception:
+        asyncio.run(backend.aclose())
+        raise
+
+
+def prompt_from(question: str, *models: Backend | None, raw: bool) -> Prompt:
+    """Return a question as one chat message, or as plain text where that is wanted or all that a model takes."""
+    if raw or not all(model.capabilities.chat for model in models if model is not None):
+        return question
+    return [{"role": "user", "content": question}]
+
+
+def read_question(argument: str) -> str:
+    """Return the question: the argument itself, or all of stdin for ``-``.
+
+    Raises:
+        ConfigError: It is not valid UTF-8.
+    """
+    try:
+        # Bytes of an argument that are not UTF-8 arrive as lone surrogates, which no tokenizer takes.
+        data = typer.get_binary_stream("stdin").read() if argument == "-" else argument.encode("utf-8")
+        return data.decode("utf-8").rstrip("\n")
+    except UnicodeError as error:
+        raise ConfigError("the question is not valid UTF-8") from error

@@ -38,9 +38,10 @@ def trace_command(
 ) -> None:
     """Show a recorded run as a page that needs no network; its path goes to stdout."""
     with session(debug=debug):
+        run = read_trace(file)  # First, because what is no file may have no name to derive another from.
         page = file.with_suffix(".html") if out is None else out
         _check_replaceable(page)
-        _write(page, render(read_trace(file)))
+        _write(page, render(run))
         emit(str(page))
         if browse if browse is not None else sys.stdout.isatty() and _has_screen():
             _open(page)

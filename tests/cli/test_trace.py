@@ -216,11 +216,17 @@ def test_what_is_no_trace_is_an_error_of_one_line(
     assert not (tmp_path / "run.html").exists()
 
 
-def test_a_folder_is_no_trace(ets: Ets, tmp_path: Path) -> None:
-    outcome = ets("trace", str(tmp_path), "--out", str(tmp_path / "page.html"))
+@pytest.mark.parametrize("folder", [".", "..", "folder", ""])
+@pytest.mark.parametrize("arguments", [(), ("--out", "page.html")])
+def test_a_folder_is_no_trace(
+    ets: Ets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    outcome = ets("trace", folder, *arguments)
     assert (outcome.exit_code, outcome.stderr) == (
         2,
-        f"ets: error: cannot read the trace {tmp_path}: Is a directory\n",
+        f"ets: error: cannot read the trace {folder or '.'}: Is a directory\n",
     )
 
 

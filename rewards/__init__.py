@@ -17,10 +17,10 @@ from rewards.equivalence import equivalence_keys
 from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError
 from rewards.exact_match import ExactMatch
 from rewards.json_schema import JSONSchema
-from rewards.judge import LLMJudge
+from rewards.llm_judge import LLMJudge
 from rewards.math_answer import MathAnswer
-from rewards.pattern import Regex
 from rewards.pointwise import PointwiseReward
+from rewards.regex import Regex
 from rewards.registry import RewardInfo, RewardSpec, argument_schemas, available, build, describe, parse, register
 from rewards.reward_model import RewardModel
 from rewards.sandbox import SandboxError, SandboxUnavailableError

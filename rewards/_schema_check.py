@@ -16,7 +16,7 @@ from jsonschema.validators import validator_for
 from referencing import Registry
 
 from rewards.errors import RewardSpecError
-from rewards.pattern import check_syntax
+from rewards.regex import check_syntax
 
 _SMALL_TEXT = 2000
 """Characters, as JSON."""

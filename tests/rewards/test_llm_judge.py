@@ -16,7 +16,7 @@ import backends
 from backends import Backend, BackendError, Capabilities, Completion, Prompt, SamplingParams, State
 from backends.scripted import ScriptedBackend
 from rewards import RewardError, RewardSpecError, RewardTimeoutError, build
-from rewards.judge import LLMJudge
+from rewards.llm_judge import LLMJudge
 from rewards.testing import check_reward
 
 FAILED = Completion(text="", finish_reason="error")

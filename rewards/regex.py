@@ -16,7 +16,7 @@ LONGEST = 2000
 _FLAGS = re.MULTILINE | re.DOTALL
 
 _workers = Workers(
-    "rewards.pattern:search",
+    "rewards.regex:search",
     name="searching for a pattern",
     seconds=20 * SECONDS,
     cpu_seconds=SECONDS,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import traceback
 
-from backends import BackendError, PromptError, TokenizerMismatchError, UnknownModelError
+from backends import BackendError, CapabilityError, PromptError, TokenizerMismatchError, UnknownModelError
+from ets_agent.cli.names import in_options
 from ets_agent.cli.output import printable
 from ets_agent.errors import ConfigError
 from ets_agent.traces import TraceError
@@ -23,6 +24,7 @@ class CommandError(Exception):
 
 _USAGE_ERRORS = (ConfigError, PromptError, RewardSpecError, TokenizerMismatchError, TraceError, UnknownModelError)
 _EXPECTED_ERRORS = (CommandError, ConfigError, BackendError, RewardError, TraceError)
+_ABOUT_SETTINGS = (CapabilityError, ConfigError, PromptError)
 
 
 def exit_code(error: Exception) -> int:
@@ -37,6 +39,8 @@ def describe(error: Exception) -> str:
     that of a `KeyError` says nothing.
     """
     text = " ".join(str(error).split())
+    if isinstance(error, _ABOUT_SETTINGS):
+        text = in_options(text)
     if not isinstance(error, _EXPECTED_ERRORS):
         kind = type(error).__name__
         text = f"{kind}: {text}" if text else kind

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ets_agent.cli.config_file import read_config
+from ets_agent.cli.names import SETTING_OPTIONS, in_options
 from ets_agent.config import DEFAULT_NUM_STEPS, ETSConfig
 from ets_agent.errors import ConfigError
 
@@ -23,13 +24,13 @@ DEFAULT_REWARD = "self_consistency"
 _TINY_MAX_TOKENS = 64
 
 
-def _setting(name: str, *flags: str, default: str | None = None, metavar: str | None = None) -> Any:
+def _setting(name: str, *, default: str | None = None, metavar: str | None = None) -> Any:
     """Return the option for a setting; it is None unless given, so that the library's own default holds."""
     field = ETSConfig.model_fields[name]
     shown = field.default if default is None else default
-    about = (field.description or "").rstrip(".")
+    about = in_options(field.description or "").rstrip(".")
     return typer.Option(
-        *flags,
+        *SETTING_OPTIONS[name],
         help=f"{about}." if shown in (None, ()) else f"{about} (default: {shown}).",
         metavar=metavar,
         show_default=False,
@@ -79,7 +80,7 @@ Config = Annotated[
         "-c",
         is_eager=True,
         callback=read_config,
-        help="JSON file with values for these options; what is given here goes before it.",
+        help="JSON file with values for these options; command-line options override it.",
         show_default=False,
     ),
 ]
@@ -110,31 +111,30 @@ Progress = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-NumCandidates = Annotated[int | None, _setting("num_candidates", "--candidates", "-M")]
-NumRollouts = Annotated[str | None, _setting("num_rollouts", "--rollouts", "-K", metavar="K|LOW:HIGH")]
-NumSteps = Annotated[int | None, _setting("num_steps", "--steps", "-I", default=str(DEFAULT_NUM_STEPS))]
-BlockSize = Annotated[int | None, _setting("block_size", "--block-size", "-B")]
-KlCoef = Annotated[float | None, _setting("kl_coef", "--kl-coef")]
-NumChains = Annotated[int | None, _setting("num_chains", "--chains")]
-Estimator = Annotated[str | None, _setting("estimator", "--estimator", metavar="NAME")]
-Temperature = Annotated[float | None, _setting("temperature", "--temperature")]
-TopP = Annotated[float | None, _setting("top_p", "--top-p")]
-TopK = Annotated[int | None, _setting("top_k", "--top-k")]
-ProposalTemperature = Annotated[float | None, _setting("proposal_temperature", "--proposal-temperature")]
+NumCandidates = Annotated[int | None, _setting("num_candidates")]
+NumRollouts = Annotated[str | None, _setting("num_rollouts", metavar="K|LOW:HIGH")]
+NumSteps = Annotated[int | None, _setting("num_steps", default=str(DEFAULT_NUM_STEPS))]
+BlockSize = Annotated[int | None, _setting("block_size")]
+KlCoef = Annotated[float | None, _setting("kl_coef")]
+NumChains = Annotated[int | None, _setting("num_chains")]
+Estimator = Annotated[str | None, _setting("estimator", metavar="NAME")]
+Temperature = Annotated[float | None, _setting("temperature")]
+TopP = Annotated[float | None, _setting("top_p")]
+TopK = Annotated[int | None, _setting("top_k")]
+ProposalTemperature = Annotated[float | None, _setting("proposal_temperature")]
 MaxTokens = Annotated[
     int | None,
     _setting(
         "max_tokens",
-        "--max-tokens",
         default=f"{_TINY_MAX_TOKENS} for tiny/ models, otherwise {ETSConfig.model_fields['max_tokens'].default}",
     ),
 ]
-Stop = Annotated[list[str] | None, _setting("stop", "--stop", metavar="TEXT")]
-Seed = Annotated[int | None, _setting("seed", "--seed", default="random")]
+Stop = Annotated[list[str] | None, _setting("stop", metavar="TEXT")]
+Seed = Annotated[int | None, _setting("seed", default="random")]
 EvalSeed = Annotated[
     int, typer.Option("--seed", help="Seed of the problems and of every run.", rich_help_panel="Sampling")
 ]
-Timeout = Annotated[float | None, _setting("timeout", "--timeout", metavar="SECONDS")]
+Timeout = Annotated[float | None, _setting("timeout", metavar="SECONDS")]
 
 
 def config_from(context: typer.Context) -> ETSConfig:
@@ -157,6 +157,6 @@ def _rollouts(text: str) -> int | tuple[int, int]:
     """Return a number of rollouts, ``4``, or a range, ``2:8``."""
     match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
     if match is None:
-        raise ConfigError(f"num_rollouts is {text!r}; allowed: a number of at least 1, or a range such as 2:8")
+        raise ConfigError(f"--rollouts is {text!r}; allowed: a number of at least 1, or a range such as 2:8")
     low, high = match.groups()
     return int(low) if high is None else (int(low), int(high))

@@ -4,11 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends import BackendError, PromptError, UnknownModelError
-from ets_agent import ConfigError
+from backends import BackendError, CapabilityError, PromptError, UnknownModelError
+from ets_agent import ConfigError, ETSConfig
 from ets_agent.cli import errors
+from ets_agent.cli.names import SETTING_OPTIONS
 from ets_agent.cli.output import printable
 from rewards import RewardError, RewardSpecError
+from tests.cli.conftest import Ets
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,36 @@ def test_exit_codes_tell_usage_from_failure(error: Exception, code: int) -> None
         (KeyError("x"), "KeyError: 'x'"),
         (ValueError(), "ValueError"),
         (BackendError(), "BackendError"),
+        (
+            ConfigError("num_steps is 9; allowed: 1 to max_tokens, which is 8"),
+            "--steps is 9; allowed: 1 to --max-tokens, which is 8",
+        ),
+        (ConfigError("num_rollouts is (3, 2)"), "--rollouts is 3:2"),
+        (
+            ConfigError("cannot read the config my/num_steps.json or 'top_p'"),
+            "cannot read the config my/num_steps.json or 'top_p'",
+        ),
+        (CapabilityError("so only num_steps=1 is possible"), "so only --steps 1 is possible"),
     ],
 )
 def test_an_error_is_one_safe_line(error: Exception, line: str) -> None:
     assert errors.describe(error) == line
+
+
+@pytest.mark.parametrize("command", ["solve", "eval", "mcp", "serve"])
+def test_help_speaks_of_options_alone(ets: Ets, command: str) -> None:
+    text = " ".join(ets(command, "--help").stdout.replace("│", " ").split())
+    assert "command-line options override it" in text
+    assert not [name for name in ETSConfig.model_fields if "_" in name and name in text]
+    assert "(low, high)" not in text
+
+
+def test_help_names_the_options_that_belong_together(ets: Ets) -> None:
+    text = " ".join(ets("solve", "--help").stdout.replace("│", " ").split())
+    assert "1 with --kl-coef 0 is Best-of-N" in text
+    assert "tokens per step, instead of --steps" in text
+    assert "LOW:HIGH begins with low" in text
+
+
+def test_every_setting_that_a_command_takes_has_its_option() -> None:
+    assert set(ETSConfig.model_fields) - set(SETTING_OPTIONS) == {"ess_threshold", "share_rollouts"}

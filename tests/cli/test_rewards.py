@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ets_agent import Result
 from rewards import register, registry
-from tests.cli.conftest import Ets, Loader
+from tests.cli.conftest import Ets
 
 QUESTION = "Ada has 12 apples and finds 4 more. Ben has twice as many. How many has Ben?"
 
@@ -66,67 +64,3 @@ def test_a_reward_made_for_a_command_is_closed(ets: Ets, monkeypatch: pytest.Mon
 
     assert ets("solve", QUESTION, "--reward", "held").exit_code == 0
     assert len(closed) == 1
-
-
-class TestConfig:
-    @pytest.fixture
-    def file(self, tmp_path: Path) -> Any:
-        def write(values: Any) -> str:
-            path = tmp_path / "run.json"
-            path.write_text(values if isinstance(values, str) else json.dumps(values))
-            return str(path)
-
-        return write
-
-    def test_a_file_sets_options_and_the_command_line_goes_before_it(self, ets: Ets, loader: Loader, file: Any) -> None:
-        values = {
-            "model": "hf/some/model",
-            "reward": {"name": "math_answer", "gold": 8},
-            "num_candidates": 3,
-            "num_rollouts": [1, 2],
-            "kl_coef": 0.5,
-            "stop": ["x", "y"],
-            "seed": 3,
-            "timeout": None,
-        }
-        outcome = ets("solve", QUESTION, "--config", file(values), "--seed", "4", "--json")
-        result = Result.model_validate_json(outcome.stdout)
-        assert loader.calls == [("hf/some/model", {})]
-        assert result.reward == float(result.answer == "8"), "not a vote, which 32 would win"
-        config = result.config
-        assert (config.num_candidates, config.num_rollouts, config.kl_coef) == (3, (1, 2), 0.5)
-        assert (config.stop, config.seed, config.timeout) == (("x", "y"), 4, None)
-
-    def test_the_reward_of_a_file_may_be_text(self, ets: Ets, file: Any) -> None:
-        outcome = ets("solve", QUESTION, "-c", file({"reward": "math_answer:gold=18", "seed": 1}))
-        assert outcome.stdout == "18\n"
-
-    def test_eval_takes_a_file_too(self, ets: Ets, file: Any) -> None:
-        outcome = ets("eval", "word_problems", "-c", file({"limit": 2, "method": "base"}), "--json", "--no-progress")
-        assert json.loads(outcome.stdout)["count"] == 2
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            ({"candidates": 3}, "sets 'candidates'; allowed: "),
-            ({"question": "q"}, "sets 'question'; allowed: "),
-            ("{", "is no JSON"),
-            ("[" * 100_000, "is no JSON"),
-            ([1], "must be a JSON object, not list"),
-            ({"reward": {"name": "nope"}}, "no reward is called 'nope'"),
-            ({"num_rollouts": [3, 2]}, "num_rollouts is (3, 2)"),
-        ],
-        ids=str,
-    )
-    def test_what_is_wrong_with_a_file_is_said(self, ets: Ets, file: Any, content: Any, message: str) -> None:
-        outcome = ets("solve", QUESTION, "--config", file(content))
-        assert outcome.exit_code == 2
-        assert outcome.stdout == ""
-        assert message in outcome.stderr
-
-    def test_a_missing_file_is_one_line(self, ets: Ets) -> None:
-        outcome = ets("solve", QUESTION, "--config", "no/such.json")
-        assert (outcome.exit_code, outcome.stderr) == (
-            2,
-            "ets: error: cannot read the config no/such.json: No such file or directory\n",
-        )

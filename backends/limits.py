@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -278,3 +279,8 @@ class Limited(BackendWrapper):
 def is_count(value: object, least: int) -> bool:
     """Say whether a value is a whole number of at least so much."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: object) -> bool:
+    """Say whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -14,6 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState
 
 from backends.base import Backend, Completion, Prompt, SamplingParams, State
 from backends.errors import BackendError, EndpointError
+from backends.limits import is_count, is_number
 from backends.wrapper import BackendWrapper
 
 T = TypeVar("T")
@@ -21,10 +22,6 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _jitter: random.Random = random.SystemRandom()
 """Without a state of its own: nothing that programs seed, and nothing that forked processes would share."""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +50,13 @@ class RetryPolicy:
         Raises:
             BackendError: With what was wrong and what is allowed.
         """
-        if not isinstance(self.attempts, int) or isinstance(self.attempts, bool) or self.attempts < 1:
+        if not is_count(self.attempts, 1):
             raise BackendError(f"attempts is {self.attempts!r}; allowed: a whole number of at least 1")
         for name in ("first_delay", "longest_delay"):
             value = getattr(self, name)
-            if not (_is_number(value) and 0 <= value < math.inf):
+            if not (is_number(value) and value >= 0):
                 raise BackendError(f"{name} is {value!r}; allowed: a finite number of at least 0 (seconds)")
-        if self.deadline is not None and not (_is_number(self.deadline) and 0 < self.deadline < math.inf):
+        if self.deadline is not None and not (is_number(self.deadline) and self.deadline > 0):
             raise BackendError(f"deadline is {self.deadline!r}; allowed: a finite number above 0 (seconds), or None")
 
     async def call(self, function: Callable[[], Awaitable[T]], *, what: str) -> T:

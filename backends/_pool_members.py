@@ -10,11 +10,42 @@ from time import monotonic
 
 from backends.base import Backend
 from backends.errors import BackendError, CapabilityError, EndpointError, QueueFullError
+from backends.limits import is_number
 
 _log = logging.getLogger("backends.pool")
 
+_LONGEST_WISH = 3600.0
+"""Most seconds that a server's own wish is believed: what asks for more would be out for good."""
+
 _REFUSED = frozenset({400, 413, 415, 422})
 """HTTP statuses with which a server that works refuses a request; one that it cannot cope with, it answers with 5xx."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waits:
+    """How long a pool waits for its members; what they mean is told by `backends.pool.Pool`, which has them all.
+
+    Attributes:
+        first_delay: Seconds until a member that failed is tried again, doubled with each failure in a row.
+        longest_delay: Most seconds between two tries, unless the member itself asks for more.
+    """
+
+    first_delay: float
+    longest_delay: float
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range.
+
+        Raises:
+            BackendError: With what was wrong and what is allowed.
+        """
+        if not (is_number(self.first_delay) and self.first_delay > 0):
+            raise BackendError(f"first_delay is {self.first_delay!r}; allowed: a finite number above 0 (seconds)")
+        if not (is_number(self.longest_delay) and self.longest_delay >= self.first_delay):
+            raise BackendError(
+                f"longest_delay is {self.longest_delay!r}; allowed: a finite number (seconds), at least first_delay, "
+                f"which is {self.first_delay:g}"
+            )
 
 
 class CannotMoveError(Exception):
@@ -78,15 +109,14 @@ class Roster:
 
     Args:
         backends: Their backends.
-        retry_after: Seconds until a member that failed is tried again, doubled with each failure in a row.
-        longest_retry: Most seconds between two tries, unless the member itself asks for more.
+        waits: How long they are waited for.
 
     Attributes:
         members: All of them, in order.
         comebacks: How often any of them has come back.
     """
 
-    def __init__(self, backends: Sequence[Backend], *, retry_after: float, longest_retry: float) -> None:
+    def __init__(self, backends: Sequence[Backend], waits: Waits) -> None:
         """Everyone is healthy."""
         names = [backend.name for backend in backends]
         labels = (
@@ -96,8 +126,7 @@ class Roster:
         )
         self.comebacks = 0
         self.members = [Member(backend, label) for backend, label in zip(backends, labels, strict=True)]
-        self._retry_after = retry_after
-        self._longest_retry = longest_retry
+        self._waits = waits
         self._turn = 0
 
     def choose(
@@ -165,7 +194,7 @@ class Roster:
             member.failures += 1
             wait = self._wait(member)
         else:  # It knows when it will work again, so this says nothing of how long it may take.
-            wait = max(self._retry_after, named)
+            wait = max(self._waits.first_delay, min(named, _LONGEST_WISH))
         member.until = monotonic() + wait
         _log.warning("%s leaves the pool and is tried again in %.3g s: %s", member.label, wait, str(reason))
 
@@ -191,7 +220,7 @@ class Roster:
 
     def _wait(self, member: Member) -> float:
         doublings = min(max(member.failures - 1, 0), 64)  # More would not fit into a float.
-        return min(self._retry_after * 2.0**doublings, self._longest_retry)
+        return min(self._waits.first_delay * 2.0**doublings, self._waits.longest_delay)
 
 
 class Failures:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
 from typing import TypeVar
 
-from backends._pool_members import CannotMoveError, Failures, Member, Roster
+from backends._pool_members import CannotMoveError, Failures, Member, Roster, Waits
 from backends._pool_states import PoolState, Run, main_run, own_state, plain, with_confidence, wrapped
 from backends.base import (
     Backend,
@@ -32,6 +32,7 @@ from backends.errors import (
     PromptError,
     TokenizerMismatchError,
 )
+from backends.limits import is_count
 from backends.tokenization import Tokenization
 
 T = TypeVar("T")
@@ -56,16 +57,17 @@ class Pool(BackendContext):
 
     Args:
         members: Backends of the same model, each of its own; the pool closes them.
-        retry_after: Seconds until a member that failed is tried again. It doubles with each further failure.
-        longest_retry: Most seconds between two tries, unless the member itself asks for more. One that names a time is
-            tried then, but not before ``retry_after``, and this does not count as a failure.
+        first_delay: Seconds until a member that failed is tried again. It doubles with each further failure.
+        longest_delay: Most seconds between two tries, unless the member itself asks for more: one that names a time is
+            tried then, but not before ``first_delay`` and after an hour at the latest, and this does not count as a
+            failure.
 
     Raises:
         BackendError: An argument cannot be used.
         TokenizerMismatchError: The members' tokens differ, so they are not the same model.
     """
 
-    def __init__(self, members: Sequence[Backend], *, retry_after: float = 5.0, longest_retry: float = 60.0) -> None:
+    def __init__(self, members: Sequence[Backend], *, first_delay: float = 5.0, longest_delay: float = 60.0) -> None:
         """Ask nobody yet."""
         if isinstance(members, str) or not all(hasattr(member, "begin") for member in members):
             raise BackendError("the members of a pool are backends; open one by name with backends.load")
@@ -73,13 +75,10 @@ class Pool(BackendContext):
             raise BackendError("a pool needs at least one member")
         if len({id(member) for member in members}) < len(members):
             raise BackendError("a backend is a member of the pool twice; give each endpoint a backend of its own")
-        if not (math.isfinite(retry_after) and retry_after > 0):
-            raise BackendError(f"retry_after is {retry_after}; allowed: seconds above 0")
-        if not (math.isfinite(longest_retry) and longest_retry >= retry_after):
-            raise BackendError(f"longest_retry is {longest_retry}; allowed: seconds, at least retry_after")
+        waits = Waits(first_delay=first_delay, longest_delay=longest_delay)
         self._backends = tuple(members)
         _common_tokenization(self._backends)
-        self._roster = Roster(self._backends, retry_after=retry_after, longest_retry=longest_retry)
+        self._roster = Roster(self._backends, waits)
         self._closed = False
 
     @property
@@ -140,8 +139,8 @@ class Pool(BackendContext):
         """
         self._check_open()
         own = own_state(state)
-        if tokens < 1 or n < 1:
-            raise BackendError(f"extend needs at least one state of at least one token, not {n} of {tokens}")
+        if not (is_count(n, 1) and is_count(tokens, 1)):
+            raise BackendError(f"extend needs at least one state of at least one token, not {n!r} of {tokens!r}")
         if own.finished:
             return [own] * n
 
@@ -161,8 +160,8 @@ class Pool(BackendContext):
         """
         self._check_open()
         own = [own_state(state) for state in states]
-        if n < 1:
-            raise BackendError(f"rollout needs at least one completion per state, not {n}")
+        if not is_count(n, 1):
+            raise BackendError(f"rollout needs at least one completion per state, not {n!r}")
         if not own:
             return []
 
@@ -187,6 +186,10 @@ class Pool(BackendContext):
         """
         self._check_open()
         own = [own_state(state) for state in states]
+        if len(own) != len(completions):
+            raise BackendError(
+                f"score needs a list of completions for each state, not {len(completions)} for {len(own)}"
+            )
         if not own:
             return []
 

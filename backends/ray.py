@@ -6,14 +6,16 @@ backend = RayBackend.start("hf/Qwen/Qwen3-8B", replicas=8, num_gpus=1)
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Self
 
+from backends._pool_members import Waits
 from backends._ray_replica import Failure, Replica
 from backends.base import Backend
 from backends.errors import BackendError, MissingExtraError
+from backends.limits import is_count, is_number
 from backends.pool import Pool
 
 DEFAULT_MAX_STATES = 4096
@@ -43,8 +45,8 @@ class RayBackend(Pool):
         address: str | None = None,
         start_timeout: float = 600.0,
         max_states: int = DEFAULT_MAX_STATES,
-        retry_after: float = 5.0,
-        longest_retry: float = 60.0,
+        first_delay: float = 5.0,
+        longest_delay: float = 60.0,
         **options: Any,
     ) -> Self:
         """Start the replicas and wait until all have loaded the model.
@@ -62,20 +64,24 @@ class RayBackend(Pool):
                 or on this machine, or else one that is started here.
             start_timeout: Most seconds until all replicas have loaded the model.
             max_states: Most states that each of them keeps the caches of. What is dropped is computed again.
-            retry_after: As for `Pool`.
-            longest_retry: As for `Pool`.
+            first_delay: As for `Pool`.
+            longest_delay: As for `Pool`.
             **options: For the model, as for `backends.load`.
 
         Raises:
             MissingExtraError: Ray is not installed.
             BackendError: The cluster cannot be reached, has no room for all replicas, or they cannot load the model.
         """
-        _check_counts(replicas=replicas, max_states=max_states)
-        if not start_timeout > 0:
-            raise BackendError(f"start_timeout is {start_timeout}; allowed: seconds above 0")
+        # All before the replicas are started, which takes minutes.
+        waits = Waits(first_delay=first_delay, longest_delay=longest_delay)
+        for what, count in (("replicas", replicas), ("max_states", max_states)):
+            if not is_count(count, 1):
+                raise BackendError(f"{what} is {count!r}; allowed: a whole number of at least 1")
+        if not (is_number(start_timeout) and start_timeout > 0):
+            raise BackendError(f"start_timeout is {start_timeout!r}; allowed: a finite number above 0 (seconds)")
         for what, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
-            if not (math.isfinite(amount) and amount >= 0):
-                raise BackendError(f"{what} is {amount}; allowed: at least 0")
+            if not (is_number(amount) and amount >= 0):
+                raise BackendError(f"{what} is {amount!r}; allowed: a finite number of at least 0")
         runtime = _Runtime()
         wanted: dict[str, Any] = {
             "num_cpus": num_cpus,
@@ -89,7 +95,7 @@ class RayBackend(Pool):
             actors = _actors(replicas, wanted, (name, options), max_states)
             try:
                 members = _opened(actors, wanted, timeout=start_timeout)
-                return cls(members, runtime=runtime, retry_after=retry_after, longest_retry=longest_retry)
+                return cls(members, runtime=runtime, **asdict(waits))
             except BaseException:
                 _kill(actors)
                 raise
@@ -196,9 +202,3 @@ def _kill(actors: Sequence[Any]) -> None:
     ray = _import()
     for actor in actors:
         ray.kill(actor)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise BackendError(f"{name} is {count}; allowed: a whole number of at least 1")

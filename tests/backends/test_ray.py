@@ -389,16 +389,28 @@ def test_a_cluster_without_room_is_said_so(cluster: Any) -> None:
     [
         ({"replicas": 0}, "replicas is 0; allowed"),
         ({"replicas": 1.5}, "replicas is 1.5; allowed"),
+        ({"replicas": True}, "replicas is True; allowed"),
         ({"max_states": 0}, "max_states is 0; allowed"),
         ({"num_cpus": -1}, "num_cpus is -1; allowed"),
+        ({"num_cpus": "1"}, "num_cpus is '1'; allowed"),
         ({"num_gpus": float("nan")}, "num_gpus is nan; allowed"),
         ({"start_timeout": 0}, "start_timeout is 0; allowed"),
-        ({"actor_options": {"no_such": 1}}, "no_such"),
+        ({"start_timeout": "x"}, "start_timeout is 'x'; allowed"),
+        ({"first_delay": 0}, "first_delay is 0; allowed"),
+        ({"longest_delay": 1}, "longest_delay is 1; allowed"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(cluster: Any, arguments: dict[str, Any], message: str) -> None:
+def test_arguments_that_make_no_sense_are_refused_before_anything_is_started(
+    arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BackendError, match=message):
         RayBackend.start(MODEL, **arguments)
+
+
+def test_options_that_ray_does_not_have_are_refused(cluster: Any) -> None:
+    with pytest.raises(BackendError, match="no_such"):
+        RayBackend.start(MODEL, actor_options={"no_such": 1})
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from tests.fake_server.app import STATS
 
 _ROOT = Path(__file__).parents[2]
 _PATIENCE = 60.0
-"""Seconds that starting may take; a local model has to be loaded."""
+"""Seconds that starting may take, or anything else that is waited for; a local model has to be loaded."""
 
 
 class FakeProcess:
@@ -71,7 +71,7 @@ class FakeProcess:
             totals: dict[str, int] = json.load(response)
         return totals
 
-    def wait(self, condition: Callable[[dict[str, int]], bool], timeout: float = 10.0) -> None:
+    def wait(self, condition: Callable[[dict[str, int]], bool], timeout: float = _PATIENCE) -> None:
         """Ask again and again until something is true of `stats`; call it in a thread from async code.
 
         Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -18,7 +19,7 @@ from .common import PLAIN, at, guided, members, scripted, told
 
 async def test_a_member_that_failed_is_tried_again_when_its_time_has_come(clock: Callable[[float], None]) -> None:
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     one.die()
     await guided(pool).complete("q")
     clock(4.9)
@@ -33,7 +34,7 @@ async def test_a_member_that_failed_is_tried_again_when_its_time_has_come(clock:
 
 async def test_the_wait_doubles_up_to_the_longest(clock: Callable[[float], None]) -> None:
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0, longest_retry=12.0)
+    pool = Pool([one, two], first_delay=5.0, longest_delay=12.0)
     one.die()
     await pool.begin("q", max_tokens=6, params=PLAIN)
     for tries, wait in enumerate((5.0, 10.0, 12.0, 12.0), start=1):
@@ -57,7 +58,7 @@ async def test_the_wait_doubles_up_to_the_longest(clock: Callable[[float], None]
 
 async def test_a_server_that_names_a_time_is_not_tried_before(clock: Callable[[float], None]) -> None:
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0, longest_retry=60.0)
+    pool = Pool([one, two], first_delay=5.0, longest_delay=60.0)
     one.plan = at(0, EndpointError("busy", status=429, retry_after=90.0))
     await pool.begin("q", max_tokens=6, params=PLAIN)
     clock(89.0)
@@ -68,9 +69,25 @@ async def test_a_server_that_names_a_time_is_not_tried_before(clock: Callable[[f
     assert len(one.calls) == 2
 
 
+@pytest.mark.parametrize("wish", [1e6, math.inf])
+async def test_a_server_that_asks_for_more_than_an_hour_is_tried_after_an_hour(
+    wish: float, clock: Callable[[float], None]
+) -> None:
+    one, two = members()
+    pool = Pool([one, two])
+    one.plan = at(0, EndpointError("busy", status=429, retry_after=wish))
+    await pool.begin("q", max_tokens=6, params=PLAIN)
+    clock(3599.0)
+    await pool.begin("q", max_tokens=6, params=PLAIN)
+    assert len(one.calls) == 1
+    clock(1.0)
+    await pool.begin("q", max_tokens=6, params=PLAIN)
+    assert len(one.calls) == 2
+
+
 async def test_one_call_tries_a_member_while_the_others_go_elsewhere(clock: Callable[[float], None]) -> None:
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     one.plan = lambda number, call: BackendError("down") if number == 0 else "hang" if number == 1 else None
     await pool.begin("q", max_tokens=6, params=PLAIN)
     clock(5.0)
@@ -89,7 +106,7 @@ async def test_one_call_tries_a_member_while_the_others_go_elsewhere(clock: Call
 
 async def test_to_begin_is_no_proof_that_a_member_works(clock: Callable[[float], None]) -> None:
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     one.plan = at(0, BackendError("down"))
     await pool.begin("q", max_tokens=6, params=PLAIN)
     clock(5.0)
@@ -107,7 +124,7 @@ async def test_to_begin_is_no_proof_that_a_member_works(clock: Callable[[float],
 
 async def test_members_that_fail_many_calls_at_once_fail_once(clock: Callable[[float], None]) -> None:
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     start = await pool.begin("q", max_tokens=6, params=PLAIN)
     one.die()
     await asyncio.gather(*(pool.extend(start, 2, tokens=1, seed=seed) for seed in range(5)))
@@ -137,7 +154,7 @@ async def test_a_member_that_names_a_time_each_time_is_not_waited_for_longer_and
 ) -> None:
     """A replica that is loading its model says so, and the tries meanwhile are no failures."""
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     one.dead = EndpointError("loading", retryable=True, retry_after=1.0)
     for tries in range(1, 8):
         await pool.begin("q", max_tokens=6, params=PLAIN)
@@ -160,7 +177,7 @@ async def test_leaving_is_a_warning_and_coming_back_is_told(
     one, two = members()
     one.inner._name = "first"  # type: ignore[attr-defined]
     one = FaultyBackend(one.inner)
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     one.plan = at(0, BackendError("connection refused"))
     await guided(pool).complete("q")
     clock(5.0)
@@ -178,7 +195,7 @@ async def test_many_runs_survive_members_that_come_and_go(clock: Callable[[float
             BackendError("down") if (number + 5 * shift) % 11 == 10 else None
         )
     expected = await guided(members(1)[0]).complete_many(["q"] * 40, concurrency=1)
-    pool = Pool(pool_members, retry_after=0.5)
+    pool = Pool(pool_members, first_delay=0.5)
 
     async def time_passes() -> None:
         while True:
@@ -269,7 +286,7 @@ async def test_calls_are_shared_among_members_that_are_all_out() -> None:
 
 async def test_a_run_that_finds_out_that_a_member_is_still_out_goes_back_home(clock: Callable[[float], None]) -> None:
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     start, other = [await pool.begin("q", max_tokens=8, params=PLAIN) for _ in range(2)]
     one.die()
     await pool.extend(start, 1, tokens=1, seed=0)
@@ -285,7 +302,7 @@ async def test_while_one_call_tries_a_member_the_others_of_its_run_go_on_at_home
     clock: Callable[[float], None],
 ) -> None:
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     one.plan = lambda number, call: BackendError("down") if number == 0 else "hang" if call == "extend" else None
     start = await pool.begin("q", max_tokens=8, params=PLAIN)
     clock(5.0)
@@ -305,7 +322,7 @@ async def test_a_member_that_cannot_take_a_run_over_is_not_tried_with_every_call
     clock: Callable[[float], None],
 ) -> None:
     one, two = scripted()
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     one.dead = BackendError("down")
     (state,) = await pool.extend(await pool.begin("q", max_tokens=8, params=PLAIN), 1, tokens=1, seed=0)
     one.recover()
@@ -350,7 +367,7 @@ async def test_of_several_members_that_are_due_a_run_tries_its_own(clock: Callab
 
 async def test_a_run_that_began_after_a_comeback_does_not_move(clock: Callable[[float], None]) -> None:
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     one.plan = at(0, BackendError("down"))
     await pool.begin("q", max_tokens=8, params=PLAIN)
     clock(5.0)
@@ -372,7 +389,7 @@ async def test_a_run_that_has_tried_a_member_looks_for_those_that_are_due_like_o
     clock: Callable[[float], None],
 ) -> None:
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     one.plan = at(0, BackendError("down"))
     await pool.begin("q", max_tokens=8, params=PLAIN)
     clock(5.0)
@@ -391,7 +408,7 @@ async def test_a_member_that_is_due_and_answers_with_an_error_is_asked_once_in_a
 ) -> None:
     """It stays due while nobody else does the call."""
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     one.plan = at(0, BackendError("down"))
     await pool.begin("q", max_tokens=8, params=PLAIN)
     clock(5.0)

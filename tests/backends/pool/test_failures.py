@@ -262,7 +262,7 @@ class LosesMiddle(FaultyBackend):
 
 async def test_a_try_that_loses_rows_does_not_bring_a_member_back(clock: Callable[[float], None]) -> None:
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     start = await pool.begin("q", max_tokens=6, params=PLAIN)
     one.plan = lambda number, call: BackendError("down") if number == 1 else "lose" if number == 2 else None
     await pool.begin("q", max_tokens=6, params=PLAIN)
@@ -279,7 +279,7 @@ async def test_a_try_that_loses_rows_does_not_bring_a_member_back(clock: Callabl
 async def test_a_run_tries_its_own_member_again_when_the_time_has_come(clock: Callable[[float], None]) -> None:
     """Its caches are there: another run's failure put the member out."""
     one, two = members()
-    pool = Pool([one, two], retry_after=5.0)
+    pool = Pool([one, two], first_delay=5.0)
     first, _, third = [await pool.begin("q", max_tokens=6, params=PLAIN) for _ in range(3)]
     one.plan = at(2, BackendError("down"))
     await pool.extend(first, 2, tokens=1, seed=0)

@@ -136,11 +136,15 @@ def test_a_pool_has_its_members_name() -> None:
         ({"members": []}, "at least one member"),
         ({"members": "tiny/qwen3"}, "backends.load"),
         ({"members": ["tiny/qwen3"]}, "backends.load"),
-        ({"retry_after": 0.0}, "retry_after is 0.0; allowed: seconds above 0"),
-        ({"retry_after": math.nan}, "retry_after"),
-        ({"retry_after": math.inf}, "retry_after"),
-        ({"longest_retry": 4.0}, "longest_retry is 4.0"),
-        ({"longest_retry": math.nan}, "longest_retry"),
+        ({"first_delay": 0.0}, r"first_delay is 0.0; allowed: a finite number above 0 \(seconds\)"),
+        ({"first_delay": math.nan}, "first_delay is nan"),
+        ({"first_delay": math.inf}, "first_delay is inf"),
+        ({"first_delay": "5"}, "first_delay is '5'"),
+        ({"first_delay": None}, "first_delay is None"),
+        ({"first_delay": True}, "first_delay is True"),
+        ({"longest_delay": 4.0}, "longest_delay is 4.0; allowed: a finite number .* at least first_delay, which is 5"),
+        ({"longest_delay": math.nan}, "longest_delay is nan"),
+        ({"longest_delay": "60"}, "longest_delay is '60'"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -165,6 +169,17 @@ async def test_bad_calls_are_refused_and_put_nobody_out() -> None:
         await pool.extend(start, 1, tokens=0, seed=0)
     with pytest.raises(BackendError, match="at least one"):
         await pool.rollout([start], 0, seed=0)
+    wrong: Any = "2"
+    with pytest.raises(BackendError, match="not '2' of 1"):
+        await pool.extend(start, wrong, tokens=1, seed=0)
+    with pytest.raises(BackendError, match="not 1 of '2'"):
+        await pool.extend(start, 1, tokens=wrong, seed=0)
+    with pytest.raises(BackendError, match="not '2'"):
+        await pool.rollout([start], wrong, seed=0)
+    with pytest.raises(BackendError, match="a list of completions for each state, not 0 for 1"):
+        await pool.score([start], [])
+    with pytest.raises(BackendError, match="a list of completions for each state, not 1 for 0"):
+        await pool.score([], [[]])
     with pytest.raises(BackendError, match="of another backend"):
         await pool.rollout([foreign], 1, seed=0)
     assert all(member.healthy for member in pool._roster.members)

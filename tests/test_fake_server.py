@@ -85,7 +85,6 @@ def test_row_k_has_the_kth_successor_of_the_seed(server: FakeServer, prompt: lis
         ({}, {"a b": 4 / 8, "a c": 1 / 8, "d e f": 3 / 8}),
         ({"temperature": 0.5}, {"a b": 25 / 34 * 16 / 17, "a c": 25 / 34 / 17, "d e f": 9 / 34}),
         ({"top_k": 1}, {"a b": 1.0}),
-        ({"temperature": 0}, {"a b": 1.0}),
         ({"top_p": 0.7}, {"a b": 5 / 8, "d e f": 3 / 8}),
         ({"min_p": 0.5}, {"a b": 5 / 8, "d e f": 3 / 8}),
         ({"min_p": 0.5, "temperature": 0.5}, {"a b": 1.0}),
@@ -110,7 +109,8 @@ def test_log_probabilities_are_exact(processed: bool, temperature: float) -> Non
     second = {" b": 16 / 17, " c": 1 / 17} if tempered else {" b": 4 / 5, " c": 1 / 5}
     probabilities = {**first, **second, " e": 1.0, " f": 1.0, "<|end|>": 1.0}
     with FakeServer(ScriptedModel(RESPONSES), processed_logprobs=processed) as server:
-        wish = {"prompt": "Which?", "n": 40, "seed": 1, "temperature": temperature, "logprobs": 2}
+        rows = 40 if temperature else 1
+        wish = {"prompt": "Which?", "n": rows, "seed": 1, "temperature": temperature, "logprobs": 2}
         for choice in call(server, COMPLETIONS, wish).choices:
             told = choice["logprobs"]
             assert "".join(told["tokens"]) == choice["text"] + "<|end|>"
@@ -257,6 +257,7 @@ def test_prompts_come_one_or_several_as_text_or_as_tokens(server: FakeServer, pr
         ({"prompt": []}, 400, "at least one prompt", None),
         ({"prompt": [[]]}, 400, "prompt cannot be empty", None),
         ({"prompt": "x", "n": 0}, 400, "n must be at least 1", None),
+        ({"prompt": "x", "n": 4, "temperature": 0}, 400, "n must be 1 when using greedy sampling, got 4", None),
         ({"prompt": "x", "n": "many"}, 400, "1 validation error", "body.n"),
         ({"prompt": "x", "seed": 2**63}, 400, "less than or equal to 9223372036854775807", "body.seed"),
         ({"prompt": "x", "logprobs": 21}, 400, "greater than max allowed: 20", "logprobs"),

@@ -241,16 +241,20 @@ class EndpointBackend(BackendContext):
     ) -> list[_Request]:
         """Return the requests that draw n rows; the first row's seed is the request's.
 
-        Seeds are cut to 53 bits, which every JSON reader keeps, and to which a server can add the row's number.
+        Greedy rows are all the same, so one request does. Seeds are cut to 53 bits, which every JSON reader keeps, and
+        to which a server can add the row's number.
         """
-        most = self._dialect.most_rows
+        most = n if state.params.greedy else self._dialect.most_rows
         return [
             _Request(state, min(most, n - first), tokens, seeds[first] >> 11, logprobs) for first in range(0, n, most)
         ]
 
     async def _draw(self, request: _Request) -> list[Draw]:
         state, rows, tokens, seed, logprobs = request
-        return await self._dialect.draw(state, rows, tokens=tokens, seed=seed, logprobs=logprobs)
+        # vLLM refuses to draw several greedy rows.
+        copies = rows if state.params.greedy else 1
+        draws = await self._dialect.draw(state, rows // copies, tokens=tokens, seed=seed, logprobs=logprobs)
+        return draws * copies
 
     async def _draw_or_fail(self, request: _Request) -> list[Draw] | EndpointError:
         """Draw, or return how the request failed."""

@@ -7,21 +7,15 @@ from typing import Literal
 
 from backends.base import Prompt
 from backends.endpoints import replies
-from backends.endpoints.by_text import WithoutTokens, as_draw
-from backends.endpoints.dialects import (
-    Draw,
-    EncodedPrompt,
-    EndpointState,
-    as_messages,
-    listed,
-)
+from backends.endpoints.dialects import Draw, EncodedPrompt, EndpointState, as_messages, messages_of
+from backends.endpoints.without_tokens import ProbedWithoutTokens, as_draw
 
 BudgetField = Literal["max_tokens", "max_completion_tokens"]
 """What a server calls the budget; OpenAI's reasoning models know the second name only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatDialect(WithoutTokens):
+class ChatDialect(ProbedWithoutTokens):
     """Chat completions.
 
     Attributes:
@@ -36,10 +30,9 @@ class ChatDialect(WithoutTokens):
 
     async def draw(self, state: EndpointState, n: int, *, tokens: int, seed: int, logprobs: bool) -> list[Draw]:
         """Draw n answers; see `Dialect.draw`."""
-        assert isinstance(state.prompt, tuple)
         body = {
             **self.fields(state, n, seed=seed),
-            "messages": listed([message for message in state.prompt if isinstance(message, tuple)]),
+            "messages": messages_of(state),
             self.budget_field: tokens,
             **({"logprobs": True} if logprobs else {}),
         }

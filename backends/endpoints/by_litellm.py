@@ -9,12 +9,19 @@ from typing import Any
 from backends.base import Capabilities, Prompt, SamplingParams
 from backends.concurrency import all_of
 from backends.endpoints import replies
-from backends.endpoints.by_text import as_draw, cannot_score
-from backends.endpoints.dialects import Draw, EncodedPrompt, EndpointState, as_messages, listed, refuse_top_k
+from backends.endpoints.dialects import (
+    Draw,
+    EncodedPrompt,
+    EndpointState,
+    as_messages,
+    messages_of,
+    refuse_low_temperature,
+    refuse_top_k,
+)
 from backends.endpoints.litellm_client import LiteLLMClient, litellm
 from backends.endpoints.replies import MalformedError
+from backends.endpoints.without_tokens import WithoutTokens, as_draw
 from backends.errors import CapabilityError, UnknownModelError
-from backends.tokenization import Tokenization
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +31,7 @@ _SEEDS = 2**31 - _MOST_ROWS
 """Some providers take seeds of 32 bits with a sign; a server may add the row's number."""
 
 
-class LiteLLMDialect:
+class LiteLLMDialect(WithoutTokens):
     """One model of one provider, asked through litellm.
 
     Args:
@@ -40,7 +47,7 @@ class LiteLLMDialect:
     def __init__(self, client: LiteLLMClient, *, name: str, parameters: Sequence[str], claude: bool) -> None:
         """Ask nothing yet."""
         self._client = client
-        self._name = name
+        self.model = name
         self._parameters = frozenset(parameters)
         self._claude = claude
         budgets = [field for field in ("max_tokens", "max_completion_tokens") if field in self._parameters]
@@ -68,22 +75,13 @@ class LiteLLMDialect:
         )
 
     @property
-    def tokenization(self) -> Tokenization | None:
-        """Not known."""
-        return None
-
-    @property
-    def context(self) -> int | None:
-        """Not known: the provider counts tokens, not we."""
-        return None
-
-    @property
     def raw_logprobs(self) -> bool:
         """Not known, so log-probabilities are used at plain sampling parameters only."""
         return False
 
     def check(self, params: SamplingParams) -> None:
         """Refuse what the provider does not take."""
+        refuse_low_temperature(params)
         refuse_top_k(params)
         for field, given, neutral in (
             ("temperature", params.temperature, 1.0),
@@ -91,7 +89,7 @@ class LiteLLMDialect:
             ("stop", params.stop, ()),
         ):
             if given != neutral and field not in self._parameters:
-                raise CapabilityError(f"{self._name} takes no {field}, which is {given}; allowed: {neutral}")
+                raise CapabilityError(f"{self.model} takes no {field}, which is {given}; allowed: {neutral}")
 
     async def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Return chat messages; a text is what the user says."""
@@ -106,19 +104,11 @@ class LiteLLMDialect:
         draws = await self._ask(state, first, tokens=tokens, seed=seed, logprobs=logprobs)
         if len(draws) < first:
             self._several = False
-            _log.info("%s gives %d answers to a request for %d; asking for one each", self._name, len(draws), first)
+            _log.info("%s gives %d answers to a request for %d; asking for one each", self.model, len(draws), first)
         others = await all_of(
             [self._ask(state, 1, tokens=tokens, seed=seed + row, logprobs=logprobs) for row in range(len(draws), n)]
         )
         return draws + [draw for other in others for draw in other]
-
-    async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Refuse: text would be tokenized anew."""
-        raise cannot_score(self._name)
-
-    async def ends(self, state: EndpointState, token: int) -> bool:
-        """Refuse, as `score` does."""
-        raise cannot_score(self._name)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -130,10 +120,9 @@ class LiteLLMDialect:
 
     async def _ask(self, state: EndpointState, n: int, *, tokens: int, seed: int, logprobs: bool) -> list[Draw]:
         """Draw n answers with one request, or fewer where the provider gives no more."""
-        assert isinstance(state.prompt, tuple)
         wanted = logprobs and self._tells_logprobs
         body = {
-            "messages": listed([message for message in state.prompt if isinstance(message, tuple)]),
+            "messages": messages_of(state),
             self._budget: tokens,
             **self._sampling(state.params),
             **({"n": n} if n > 1 else {}),
@@ -179,7 +168,7 @@ class LiteLLMDialect:
         if self._told_logprobs:
             raise MalformedError("log-probabilities are missing")
         expected, self._tells_logprobs = self._tells_logprobs, False
-        text = f"{self._name} returns no log-probabilities, although litellm lists them among what it takes"
+        text = f"{self.model} returns no log-probabilities, although litellm lists them among what it takes"
         if needed:
             raise CapabilityError(f"{text}; a reward that needs them cannot be used with it")
         if expected:  # Requests that were under way, or are tried again, find what is known by now.

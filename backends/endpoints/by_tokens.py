@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,31 +13,22 @@ from backends.endpoints.client import Client
 from backends.endpoints.decoding import Detokenizer, Seam, looks_special
 from backends.endpoints.dialects import (
     INCOMPLETE,
+    NEUTRAL,
     Draw,
     EncodedPrompt,
     EndpointState,
     as_messages,
     failed_draw,
+    ids_of,
     listed,
-    refuse_high_temperature,
+    refuse_temperature,
     sampling_fields,
 )
-from backends.errors import CapabilityError, EndpointError, PromptError
+from backends.errors import EndpointError, PromptError
 from backends.text import stop_end
 from backends.tokenization import Tokenization
 
 _log = logging.getLogger(__name__)
-
-SMALLEST_TEMPERATURE = 0.01
-"""vLLM raises smaller ones to this."""
-
-UNTRUNCATED: Mapping[str, Any] = {
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
-"""Sent always: a server may have other defaults, from the model's generation config, say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +61,7 @@ class TokenDialect:
 
     def check(self, params: SamplingParams) -> None:
         """Refuse temperatures that the server would change, or refuse."""
-        refuse_high_temperature(params)
-        if 0 < params.temperature < SMALLEST_TEMPERATURE and not params.greedy:
-            raise CapabilityError(
-                f"the server raises a temperature of {params.temperature:g} to {SMALLEST_TEMPERATURE}; allowed: 0, or "
-                f"at least {SMALLEST_TEMPERATURE}"
-            )
+        refuse_temperature(params)
 
     async def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Have the server tokenize a prompt, through its chat template if it is a chat."""
@@ -95,36 +81,35 @@ class TokenDialect:
         raw, split = await self.texts.known(state)
         # After part of a character, vLLM decodes the prompt once more, and would find stop strings in the question.
         params = replace(state.params, stop=()) if split else state.params
-        rows = 1 if params.greedy else n  # Greedy rows are all the same, and vLLM refuses to draw several.
         # The last token's text tells whether a block ends within a character.
         unfinished = state.num_tokens + tokens < state.max_tokens
         logprobs = logprobs or (unfinished and self.capabilities.logprobs)
         body = {
             "model": self.model,
-            "prompt": [*_ids(state), *state.token_ids],
-            "n": rows,
+            "prompt": [*ids_of(state), *state.token_ids],
+            "n": n,
             "max_tokens": tokens,
             "seed": seed,
             "top_k": params.top_k,
             "return_token_ids": True,
             **sampling_fields(params),
-            **UNTRUNCATED,
+            **NEUTRAL,
             **({"logprobs": 0} if logprobs else {}),
         }
         choices = await self.client.post(
             "/completions",
             body,
-            lambda answer: replies.completions(answer, rows, budget=tokens, logprobs=logprobs, ids=True),
+            lambda answer: replies.completions(answer, n, budget=tokens, logprobs=logprobs, ids=True),
         )
         seam = await self.texts.at(state.token_ids, raw) if split else None
         # One after the other: it is rare that anything has to be asked for, and a task for each would cost more.
-        return [await self._finished(state, raw, choice, seam) for choice in choices] * (n // rows)
+        return [await self._finished(state, raw, choice, seam) for choice in choices]
 
     async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
         """Score given continuations; see `Dialect.score`."""
         body = {
             "model": self.model,
-            "prompt": [[*_ids(state), *state.token_ids, *rollout] for rollout in rollouts],
+            "prompt": [[*ids_of(state), *state.token_ids, *rollout] for rollout in rollouts],
             "max_tokens": 1,
             "temperature": 1.0,
             "prompt_logprobs": 0,
@@ -135,7 +120,7 @@ class TokenDialect:
         """Whether the server stops where it has to draw this token; see `Dialect.ends`."""
         body = {
             "model": self.model,
-            "prompt": _ids(state),
+            "prompt": ids_of(state),
             "max_tokens": 2,
             "allowed_token_ids": [token],
             "return_token_ids": True,
@@ -188,10 +173,6 @@ class TokenDialect:
         kept = await seam.tokens_until(ids, end)
         logprobs = None if choice.logprobs is None else choice.logprobs[:kept]
         return Draw(raw=text[:end], num_tokens=kept, stopped=True, token_ids=ids[:kept], logprobs=logprobs)
-
-
-def _ids(state: EndpointState) -> Sequence[int]:
-    return [token for token in state.prompt if isinstance(token, int)]
 
 
 def _whole(token_texts: Sequence[Any]) -> bool:

@@ -11,10 +11,19 @@ from typing import Any, Protocol
 
 from backends.base import Capabilities, Prompt, SamplingParams, State
 from backends.endpoints.replies import Choice
-from backends.errors import CapabilityError
+from backends.errors import BackendError, CapabilityError
 from backends.tokenization import Tokenization
 
-HIGHEST_TEMPERATURE = 2.0
+_TEMPERATURES = (0.01, 2.0)
+"""The lowest above 0, to which vLLM raises lower ones, and the highest of OpenAI's protocol."""
+
+NEUTRAL: Mapping[str, Any] = {
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""What changes nothing that is drawn. A server may have other defaults, from the model's generation config, say."""
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What tokens that end within a character are decoded to, in place of that character."""
@@ -119,7 +128,17 @@ class Dialect(Protocol):
         ...
 
     async def draw(self, state: EndpointState, n: int, *, tokens: int, seed: int, logprobs: bool) -> list[Draw]:
-        """Draw n continuations of at most so many tokens with one request; row k has the seed ``seed + k``."""
+        """Draw n continuations of at most so many tokens; row k has the seed ``seed + k``.
+
+        With one request, as far as the server has it.
+
+        Args:
+            state: What to continue.
+            n: How many rows; 1 where sampling is greedy.
+            tokens: Most tokens of a row.
+            seed: Of the first row.
+            logprobs: Whether to tell log-probabilities.
+        """
         ...
 
     async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -150,15 +169,28 @@ def sampling_fields(params: SamplingParams) -> dict[str, Any]:
     return fields | ({"stop": list(params.stop)} if params.stop else {})
 
 
-def refuse_high_temperature(params: SamplingParams) -> None:
-    """Refuse temperatures beyond what OpenAI's protocol allows.
+def refuse_temperature(params: SamplingParams) -> None:
+    """Refuse temperatures beyond what OpenAI's protocol allows, and those of `refuse_low_temperature`.
 
     Raises:
         CapabilityError: With what is allowed.
     """
-    if params.temperature > HIGHEST_TEMPERATURE:
+    refuse_low_temperature(params)
+    if params.temperature > _TEMPERATURES[1]:
+        raise CapabilityError(f"temperature is {params.temperature:g}; this server allows at most {_TEMPERATURES[1]:g}")
+
+
+def refuse_low_temperature(params: SamplingParams) -> None:
+    """Refuse temperatures that vLLM would raise; whether a server is vLLM, not every way to ask it shows.
+
+    Raises:
+        CapabilityError: With what is allowed.
+    """
+    lowest = _TEMPERATURES[0]
+    if params.temperature < lowest and not params.greedy:
         raise CapabilityError(
-            f"temperature is {params.temperature:g}; this server allows at most {HIGHEST_TEMPERATURE:g}"
+            f"temperature is {params.temperature:g}, which a server may raise to {lowest}; allowed: 0, or at least "
+            f"{lowest}"
         )
 
 
@@ -182,3 +214,30 @@ def as_messages(prompt: Prompt) -> tuple[tuple[str, str], ...]:
 def listed(messages: Sequence[tuple[str, str]]) -> list[Mapping[str, str]]:
     """Return encoded chat messages as they are sent."""
     return [{"role": role, "content": content} for role, content in messages]
+
+
+def ids_of(state: EndpointState) -> tuple[int, ...]:
+    """Return the token ids of a state's prompt."""
+    ids = tuple(part for part in state.prompt if isinstance(part, int))
+    if len(ids) != len(state.prompt):
+        raise _sent_otherwise("token ids")
+    return ids
+
+
+def messages_of(state: EndpointState) -> list[Mapping[str, str]]:
+    """Return the chat messages of a state's prompt, as they are sent."""
+    messages = [part for part in state.prompt if isinstance(part, tuple)]
+    if len(messages) != len(state.prompt):
+        raise _sent_otherwise("chat messages")
+    return listed(messages)
+
+
+def text_of(state: EndpointState) -> str:
+    """Return the text of a state's prompt."""
+    if not isinstance(state.prompt, str):
+        raise _sent_otherwise("text")
+    return state.prompt
+
+
+def _sent_otherwise(kind: str) -> BackendError:
+    return BackendError(f"this server is asked by {kind}, and the state's prompt is something else: begin anew with it")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from backends.endpoints.by_tokens import UNTRUNCATED
 from backends.endpoints.client import Client, IllegibleError
-from backends.endpoints.replies import Choice, MalformedError
+from backends.endpoints.dialects import NEUTRAL
+from backends.endpoints.replies import NO_LOGPROB, Choice, MalformedError
 from backends.errors import BackendError, CapabilityError, EndpointError
 
 T = TypeVar("T")
@@ -41,11 +41,9 @@ _SEEDS = (LARGE_SEEDS, 2**31 - _ALLOWED_ROWS[0])
 """What seeds are below; some servers take 32 bits with a sign, and may add the row's number."""
 _MANY_ROWS = 8
 """So many are not alike by chance, at a high temperature."""
-_NOWHERE = -9999.0
-"""What servers say for minus infinity."""
 _CLEAR = 0.1
 """A distance of two log-probabilities (nats) that rounding does not make; a half of it can be told from the whole."""
-_PENALTIES = {name: UNTRUNCATED[name] for name in ("presence_penalty", "frequency_penalty")}
+_PENALTIES = {name: NEUTRAL[name] for name in ("presence_penalty", "frequency_penalty")}
 
 
 @dataclass(slots=True)
@@ -165,8 +163,8 @@ def sound(choices: Sequence[Choice]) -> Sequence[Choice]:
 
 
 async def accepted_neutral(server: Server, form: Form) -> Mapping[str, Any]:
-    """Return the fields of `UNTRUNCATED`, and the top-k that keeps all tokens, as far as the server takes them."""
-    for fields in ({**UNTRUNCATED, "top_k": 0}, {**UNTRUNCATED, "top_k": -1}, _PENALTIES):
+    """Return the fields of `NEUTRAL`, and the top-k that keeps all tokens, as far as the server takes them."""
+    for fields in ({**NEUTRAL, "top_k": 0}, {**NEUTRAL, "top_k": -1}, _PENALTIES):
         if await form.but(**fields).drawn(server):
             return fields
     return {}
@@ -263,7 +261,7 @@ def mode_of(plain: Mapping[str, float], warm: Mapping[str, float] | None) -> Mod
     """
     if max(plain.values()) > TOLERANCE:
         return None
-    shared = [token for token, logprob in plain.items() if warm and logprob > _NOWHERE < warm.get(token, _NOWHERE)]
+    shared = [token for token, logprob in plain.items() if warm and logprob > NO_LOGPROB < warm.get(token, NO_LOGPROB)]
     if warm is None or len(shared) < 2:
         return "unknown"
     best = max(shared, key=lambda token: plain[token])

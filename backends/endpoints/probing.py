@@ -11,9 +11,9 @@ from backends.endpoints import features, replies
 from backends.endpoints.addresses import shown
 from backends.endpoints.by_chat import BudgetField, ChatDialect
 from backends.endpoints.by_text import TextDialect
-from backends.endpoints.by_tokens import UNTRUNCATED, TokenDialect
+from backends.endpoints.by_tokens import TokenDialect
 from backends.endpoints.client import Client
-from backends.endpoints.dialects import Dialect
+from backends.endpoints.dialects import NEUTRAL, Dialect
 from backends.endpoints.features import Form, Mode, Server
 from backends.endpoints.replies import Choice, MalformedError
 from backends.errors import BackendError, EndpointError
@@ -102,7 +102,7 @@ async def _by_tokens(server: Server, context: int | None) -> Dialect | None:
         "top_k": 0,
         "seed": features.LARGE_SEEDS - 1,
         "return_token_ids": True,
-        **UNTRUNCATED,
+        **NEUTRAL,
     }
 
     def read(*, logprobs: bool) -> Callable[[Any], Sequence[Choice]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from backends.errors import CapabilityError
 
-_NO_LOGPROB = -9999.0
+NO_LOGPROB = -9999.0
 """What vLLM sends for minus infinity, which JSON does not have."""
 _PASSING = frozenset({"abort", "error"})
 """Reasons to end by which a server says that it failed; another try may not."""
@@ -279,4 +279,4 @@ def _logprobs(values: Any) -> tuple[float, ...]:
         raise MalformedError("log-probabilities are missing")
     if any(math.isnan(value) or value == math.inf for value in values):
         raise MalformedError("a log-probability is no number")
-    return tuple(-math.inf if value <= _NO_LOGPROB else float(value) for value in values)
+    return tuple(-math.inf if value <= NO_LOGPROB else float(value) for value in values)

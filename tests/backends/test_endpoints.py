@@ -21,7 +21,7 @@ from backends.endpoints.addresses import credentials, shown, split, valid
 from backends.endpoints.backend import EndpointBackend
 from backends.endpoints.by_tokens import TokenDialect
 from backends.endpoints.client import Client
-from backends.endpoints.dialects import EndpointState
+from backends.endpoints.dialects import EndpointState, ids_of, messages_of, text_of
 from backends.endpoints.per_loop import PerLoop
 from backends.endpoints.replies import MalformedError
 from backends.endpoints.statuses import may_pass, retry_after
@@ -433,6 +433,19 @@ async def test_a_stop_string_that_began_in_the_prefix_ends_the_response_where_it
     assert ended.token_ids == state.token_ids + row.token_ids
     assert (row.text, row.num_tokens, row.finish_reason) == ("3 ", 1, "stop")
     assert row.logprob == (pytest.approx(0.0, abs=1e-6) if logprobs else None)
+
+
+def test_a_prompt_that_is_sent_otherwise_is_refused_and_no_part_of_it_left_out() -> None:
+    prompts: list[Any] = [(7, 8), "What?", (("user", "What?"),), (7, ("user", "What?"))]
+    kinds: list[tuple[Any, int]] = [(ids_of, 0), (text_of, 1), (messages_of, 2)]
+    for read, own in kinds:
+        for place, prompt in enumerate(prompts):
+            state = EndpointState(prompt=prompt, params=PLAIN, max_tokens=9)
+            if place == own:
+                assert read(state)
+            else:
+                with pytest.raises(BackendError, match="the state's prompt is something else"):
+                    read(state)
 
 
 async def test_log_probabilities_are_those_of_the_tokens_until_the_stop_string() -> None:

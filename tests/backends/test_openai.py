@@ -152,19 +152,30 @@ async def test_more_rows_than_a_request_may_have_take_several() -> None:
     assert many[:200] == few
 
 
-async def test_greedy_rows_are_drawn_once() -> None:
-    with serve(processed_logprobs=True) as server:
-        async with await connect(server) as backend:
+@pytest.mark.parametrize("profile", ["vllm", "completions_no_n"])
+@pytest.mark.parametrize("api", ["auto", "completions", "chat"])
+async def test_greedy_rows_are_drawn_once_however_a_server_is_asked(profile: Any, api: Any) -> None:
+    if (profile, api) == ("completions_no_n", "chat"):
+        return
+    with serve(profile=profile, processed_logprobs=True) as server:
+        async with await connect(server, api=api) as backend:
             start = await backend.begin(QUESTION, max_tokens=20, params=SamplingParams(temperature=0.0))
+            asked = server.records.total
             (rows,) = await backend.rollout([start], 5, seed=1)
-        assert draws(server)[-1]["n"] == 1
-    assert [(row.text, row.logprob) for row in rows] == [("3 + 4 = 7 so #### 7", 0.0)] * 5
+            states = await backend.extend(start, 4, tokens=20, seed=1)
+        assert [record.body.get("n", 1) for record in server.records.all()[-2:]] == [1, 1]
+        assert server.records.total == asked + 2
+    logprob = None if profile != "vllm" else 0.0
+    assert [(row.text, row.logprob) for row in rows] == [("3 + 4 = 7 so #### 7", logprob)] * 5
+    assert [state.text for state in states] == ["3 + 4 = 7 so #### 7"] * 4
 
 
 @pytest.mark.parametrize(
     ("options", "params", "message"),
     [
         ({}, SamplingParams(temperature=0.005), "allowed: 0, or at least 0.01"),
+        ({"profile": "completions"}, SamplingParams(temperature=0.005), "allowed: 0, or at least 0.01"),
+        ({"profile": "chat"}, SamplingParams(temperature=0.005), "allowed: 0, or at least 0.01"),
         ({}, SamplingParams(temperature=2.5), "temperature is 2.5; this server allows at most 2"),
         ({"profile": "completions"}, SamplingParams(top_k=3), "no top_k, which is 3; allowed: 0"),
         ({"profile": "chat"}, SamplingParams(top_k=3), "no top_k"),

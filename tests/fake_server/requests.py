@@ -101,6 +101,8 @@ class Generation(_Body):
             raise ApiError(400, f"n must be at most {_MAX_N}, got {count}.")
         if count > 1 and profile.n == "refused":
             raise ApiError(400, f"n must be 1 for this model, got {count}.", param="n")
+        if count > 1 and profile.vllm and self.sampling().greedy:
+            raise ApiError(400, f"n must be 1 when using greedy sampling, got {count}.")
         if self.stream_options and not self.stream:
             raise _bad("stream_options", "Stream options can only be defined when `stream=True`.")
         for name in _UNSUPPORTED:

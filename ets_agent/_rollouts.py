@@ -14,6 +14,8 @@ from ets_agent._group import Candidate, Rollout
 class RolloutSource(Protocol):
     """Completes the candidates of a run's steps."""
 
+    drawn_tokens: int
+    """Tokens of rollouts drawn so far, also of those that could not be used."""
     scored_tokens: int
     """Tokens scored under the reference so far."""
 
@@ -42,7 +44,7 @@ class ReferenceRollouts:
 
     def __init__(self, reference: Backend) -> None:
         """Hold nothing but the model."""
-        self.scored_tokens = 0
+        self.drawn_tokens = self.scored_tokens = 0
         self._reference = reference
 
     async def begin(self, prompt: Prompt, start: State, *, max_tokens: int) -> None:
@@ -51,6 +53,7 @@ class ReferenceRollouts:
     async def draw(self, candidates: Sequence[Candidate], parents: Sequence[State], n: int, *, seed: int) -> None:
         """Add n rollouts to each of some unfinished candidates."""
         drawn = await self._reference.rollout([candidate.state for candidate in candidates], n, seed=seed)
+        self.drawn_tokens += _tokens(drawn)
         for candidate, completions in zip(candidates, drawn, strict=True):
             candidate.rollouts += [Rollout(completion) for completion in completions]
 
@@ -72,7 +75,7 @@ class ProposalRollouts:
 
     def __init__(self, reference: Backend, proposal: Backend, params: SamplingParams) -> None:
         """Begin nothing yet."""
-        self.scored_tokens = 0
+        self.drawn_tokens = self.scored_tokens = 0
         self._reference = reference
         self._proposal = proposal
         self._params = params
@@ -98,11 +101,12 @@ class ProposalRollouts:
                 (self._twins[candidate.state],) = self._proposal.adopt(parent, [candidate.state])
         twins = [self._twins[candidate.state] for candidate in candidates]
         drawn = [[_checked(c) for c in group] for group in await self._proposal.rollout(twins, n, seed=seed)]
+        self.drawn_tokens += _tokens(drawn)
         usable = [[c for c in group if c.finish_reason != "error"] for group in drawn]
         scores = await self._reference.score([candidate.state for candidate in candidates], usable)
         if [len(line) for line in scores] != [len(group) for group in usable]:
             raise BackendError(f"{self._reference.name} did not return one score for each completion")
-        self.scored_tokens += sum(completion.num_tokens for group in usable for completion in group)
+        self.scored_tokens += _tokens(usable)
         for candidate, completions, line in zip(candidates, drawn, scores, strict=True):
             scored = iter(line)
             candidate.rollouts += [
@@ -112,6 +116,10 @@ class ProposalRollouts:
     def keep(self, states: Iterable[State]) -> None:
         """Forget the proposal's states, and with them its caches, of all candidates that no chain goes on from."""
         self._twins = {state: self._twins[state] for state in states if state in self._twins}
+
+
+def _tokens(completions: Iterable[Iterable[Completion]]) -> int:
+    return sum(completion.num_tokens for group in completions for completion in group)
 
 
 def _weighed(completion: Completion, score: float) -> Rollout:

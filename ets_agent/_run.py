@@ -85,7 +85,6 @@ class Run:
         self._deadline: float | None = None
         self._prompt_tokens: int | None = None
         self._candidate_tokens = 0
-        self._rollout_tokens = 0
         self._saved_tokens = 0.0
         self._log_normalizer: tuple[float | None, float | None] = (None, None)
         self._steps: list[StepTrace] = []
@@ -200,8 +199,6 @@ class Run:
                     raise
         finally:
             self._plain = spare.completion
-            if self._plain is not None:
-                self._rollout_tokens += self._plain.num_tokens
 
     async def _draw_candidates(self, states: Sequence[State], weights: energy.Floats, block: int, seed: int) -> Group:
         """Draw M successors of every chain's state; a finished chain stays as it is, once.
@@ -211,18 +208,21 @@ class Run:
         seeds = [seed, *row_seeds(seed, len(states) - 1)]  # The first chain's is that of a run with one chain.
         counts = [1 if state.finished else self._config.num_candidates for state in states]
         calls = [
-            self._backend.extend(state, count, tokens=block, seed=own_seed)
+            self._extend(state, count, block, own_seed)
             for state, count, own_seed in zip(states, counts, seeds, strict=True)
         ]
         drawn = await self._within(all_of(calls))
         owners = [chain for chain, candidates in enumerate(drawn) for _ in candidates]
         candidates = [candidate for group in drawn for candidate in group]
-        self._candidate_tokens += sum(
-            candidate.num_tokens - states[chain].num_tokens for candidate, chain in zip(candidates, owners, strict=True)
-        )
         total = self._config.num_candidates * len(states)
         masses = [total * float(weight) / count for weight, count in zip(weights, counts, strict=True)]
         return Group(candidates, owners, masses=masses, share=self._config.share_rollouts, known=self._known)
+
+    async def _extend(self, state: State, count: int, block: int, seed: int) -> list[State]:
+        """Draw a chain's candidates; they count also where another chain's cannot be drawn any more."""
+        candidates = await self._backend.extend(state, count, tokens=block, seed=seed)
+        self._candidate_tokens += sum(candidate.num_tokens - state.num_tokens for candidate in candidates)
+        return candidates
 
     async def _weigh(
         self, group: Group, states: Sequence[State], log_factors: energy.Floats, seed: int
@@ -239,7 +239,7 @@ class Run:
         self._reward.begin_step()
         for number, count in enumerate(counts):
             if group.unfinished:
-                await self._roll_out(group, states, count, seeds[number])
+                await self._within(self._source.draw(group.unfinished, states, count, seed=seeds[number]))
             problems += [problem for problem in await self._judge(group) if problem not in problems]
             estimate = group.estimate(kl_coef=config.kl_coef, estimator=config.estimator, ceiling=self._ceiling)
             if number == 0 and not self._steps and config.kl_coef > 0 and estimate.judged.any():
@@ -257,16 +257,6 @@ class Run:
             tokens = sum(rollout.completion.num_tokens for rollout in candidate.rollouts)
             self._saved_tokens += cost * tokens * (sum(counts) / len(candidate.rollouts) - 1)
         return estimate, problems
-
-    async def _roll_out(self, group: Group, states: Sequence[State], count: int, seed: int) -> None:
-        candidates = group.unfinished
-        before = [len(candidate.rollouts) for candidate in candidates]
-        await self._within(self._source.draw(candidates, states, count, seed=seed))
-        self._rollout_tokens += sum(
-            rollout.completion.num_tokens
-            for candidate, known in zip(candidates, before, strict=True)
-            for rollout in candidate.rollouts[known:]
-        )
 
     async def _judge(self, group: Group) -> list[str]:
         """Score all complete responses of the step in one call; return what went wrong, if anything did.
@@ -343,7 +333,7 @@ class Run:
                 prompt_tokens=self._prompt_tokens,
                 response_tokens=tokens,
                 candidate_tokens=self._candidate_tokens,
-                rollout_tokens=self._rollout_tokens,
+                rollout_tokens=self._source.drawn_tokens + (self._plain.num_tokens if self._plain else 0),
                 scoring_tokens=self._source.scored_tokens,
                 saved_tokens=round(self._saved_tokens),
                 seconds=time.monotonic() - self._started,

@@ -25,7 +25,10 @@ DEFAULT_NUM_STEPS = 4
 
 
 def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+    """Return one text, or a list, as a tuple: in strict mode, a list that JSON came as would be none."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
 
 
 StopStrings = Annotated[
@@ -36,11 +39,12 @@ StopStrings = Annotated[
 
 def _check_rollouts(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """Say what is allowed in one sentence, where pydantic would report each member of the union."""
+    given = tuple(value) if isinstance(value, list) else value
     try:
-        found: int | tuple[int, int] = check(value)
+        found: int | tuple[int, int] = check(given)
     except ValidationError:
         found = 0
-    if any(isinstance(number, bool) for number in (value if isinstance(value, list | tuple) else [value])):
+    if any(isinstance(number, bool) for number in (given if isinstance(given, tuple) else [given])):
         found = 0
     if min(found if isinstance(found, tuple) else (found,)) < 1 or (isinstance(found, tuple) and found[0] > found[1]):
         raise ValueError("allowed: a number of at least 1, or (low, high), at least 1 and in this order")
@@ -160,7 +164,7 @@ class ETSConfig(BaseModel):
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            message = explain(error, what="setting", allowed=cls.model_fields)
+            message = explain(error, cls, what="setting")
             raise ConfigError(message, setting=_first_setting(error)) from None
 
     def replace(self, **changes: Any) -> ETSConfig:

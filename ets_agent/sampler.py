@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
@@ -13,12 +13,14 @@ import backends
 import rewards
 from backends import Backend, CapabilityError, Prompt
 from backends.base import row_seeds
+from backends.concurrency import FirstFailure
+from backends.limits import is_count
 from backends.turns import take_turn
 from ets_agent._closing import Closing
 from ets_agent._proposal import check_proposal_settings, check_same_tokens, check_weighing
 from ets_agent._run import Run
 from ets_agent.config import ETSConfig
-from ets_agent.errors import ConfigError, RunningLoopError
+from ets_agent.errors import ConfigError
 from ets_agent.results import Event, Finished, Result
 from rewards import Reward, RewardSpec
 
@@ -147,17 +149,17 @@ class ETS:
         Args:
             prompts: Prompts, as for `complete`.
             concurrency: Most runs at the same time.
-            on_result: Called with (index, result) as each one ends, for progress.
+            on_result: Called with (index, result) as each one ends, for progress; its error ends the batch.
             reward: One reward for all, or a list with one for each prompt.
             **overrides: Settings for this call only.
 
         Raises:
             ConfigError: A setting is out of range.
         """
-        if isinstance(prompts, str):
-            raise ConfigError("prompts must be a list of prompts, not one text")
-        if concurrency < 1:
-            raise ConfigError(f"concurrency is {concurrency}; allowed: at least 1")
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise ConfigError(f"prompts must be a list of prompts, not {type(prompts).__name__}")
+        if not is_count(concurrency, 1):
+            raise ConfigError(f"concurrency is {concurrency!r}; allowed: a whole number of at least 1")
         config = self._config.replace(**overrides)
         specs = (
             list(reward) if isinstance(reward, Sequence) and not isinstance(reward, str) else [reward] * len(prompts)
@@ -176,10 +178,14 @@ class ETS:
                     )
                 except Exception as error:  # Whatever it was, it is this item's result.
                     results[index] = error
+                except asyncio.CancelledError as error:
+                    if _cancelled():
+                        raise
+                    results[index] = _as_failure(error)
                 if on_result is not None:
                     on_result(index, results[index])
 
-        async with asyncio.TaskGroup() as group:
+        async with FirstFailure() as group:
             for index in range(len(prompts)):
                 group.create_task(run(index))
                 if index % _BEGUN_TOGETHER == _BEGUN_TOGETHER - 1:
@@ -192,11 +198,11 @@ class ETS:
         Raises:
             RunningLoopError: An event loop is running in this thread; await `complete` there.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(self._alone(self.complete(prompt, reward=reward, **overrides)))
-        raise RunningLoopError("complete_sync would block the running event loop: use 'await ets.complete(…)' here")
+        return self._closing.run(
+            self.complete(prompt, reward=reward, **overrides),
+            blocking="complete_sync",
+            instead="await ets.complete(…)",
+        )
 
     async def aclose(self) -> None:
         """Close what was made here from a name or specification; harmless when called twice."""
@@ -227,13 +233,6 @@ class ETS:
         own = judge is not self._reward and judge is not reward
         run = Run(self._backend, judge, config, prompt, seed, proposal=self._proposal)
         return run, judge if own else None
-
-    async def _alone(self, completion: Coroutine[Any, Any, Result]) -> Result:
-        """Await a completion in an event loop of its own, which must not end before all is closed."""
-        try:
-            return await completion
-        finally:
-            await self._closing.wait()
 
     async def _events(self, run: Run, own: Reward | None) -> AsyncGenerator[Event]:
         """Yield a run's events, and close the reward that was made for it alone."""
@@ -273,6 +272,18 @@ class ETS:
                     f"{model.name} cannot continue a prefix, so only num_steps=1 is possible, "
                     f"not {len(config.blocks)} steps"
                 )
+
+
+def _cancelled() -> bool:
+    """Return whether somebody cancelled this task; otherwise a `CancelledError` is a failure of what it awaited."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _as_failure(error: asyncio.CancelledError) -> RuntimeError:
+    failure = RuntimeError("something that the run waited for was cancelled, and not by its caller")
+    failure.__cause__ = error
+    return failure
 
 
 def item_seeds(seed: int, count: int) -> list[int]:

@@ -604,7 +604,7 @@ async def test_many_prompts_have_bounded_concurrency_and_their_own_seeds() -> No
     failing = await ets.complete_many(["q", "", "q"], reward=[Valued(), Valued(), "self_consistency"], seed=1)
     assert [type(result) for result in failing] == [Result, PromptError, Result]
     assert await ets.complete_many([]) == []
-    with pytest.raises(ConfigError, match="not one text"):
+    with pytest.raises(ConfigError, match="prompts must be a list of prompts, not str"):
         await ets.complete_many("ab")
     with pytest.raises(ConfigError, match="concurrency is 0"):
         await ets.complete_many(["q"], concurrency=0)

@@ -7,4 +7,11 @@ tool. The schema is that of the operator's policy; what a model asks wrongly, it
 - `openai_agents`: an `agents.FunctionTool`.
 - `pydantic_ai`: a `pydantic_ai.Tool`.
 - `langchain`: a `langchain_core.tools.StructuredTool`, for LangGraph, too.
+
+For any other framework, `ask` answers what a model gave as the tool's arguments, and `ask_sync` where there is no event
+loop.
 """
+
+from ets_agent.adapters._reply import ask, ask_sync
+
+__all__ = ["ask", "ask_sync"]

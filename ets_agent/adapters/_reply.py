@@ -29,9 +29,26 @@ async def ask(reasoning: GuidedReasoning, arguments: str | Mapping[str, Any]) ->
     try:
         return for_model(await reasoning(request))
     except QueueFullError as error:
-        # No mistake of the model's, nor an end of its work: it may do something else, or ask again.
-        _log.warning("a tool call was turned away: %s", error)
-        return for_model_error("too many questions wait already; try again later, or go on without this tool")
+        return _turned_away(error)
+
+
+def ask_sync(reasoning: GuidedReasoning, arguments: str | Mapping[str, Any]) -> str:
+    """Return what `ask` returns, where there is no event loop.
+
+    Raises:
+        RunningLoopError: An event loop is running in this thread; use `ask` there.
+    """
+    request = check_arguments(arguments, reasoning.policy)
+    try:
+        return for_model(reasoning.answer_sync(request))
+    except QueueFullError as error:
+        return _turned_away(error)
+
+
+def _turned_away(error: QueueFullError) -> str:
+    """Tell of a full queue: no mistake of the model's, nor an end of its work; it may ask again, or do without."""
+    _log.warning("a tool call was turned away: %s", error)
+    return for_model_error("too many questions wait already; try again later, or go on without this tool")
 
 
 def for_model(answer: GuidedAnswer) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from backends import MissingExtraError
-from ets_agent.adapters._reply import ask
+from ets_agent.adapters._reply import ask, ask_sync
 from ets_agent.errors import RunningLoopError
 from ets_agent.guided import GuidedReasoning, RequestError
 
@@ -42,10 +41,12 @@ def tool(reasoning: GuidedReasoning, *, name: str | None = None, description: st
 
     def answer_sync(**arguments: Any) -> str:
         try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(answer(**arguments))
-        raise RunningLoopError("invoke would block the running event loop: use 'await tool.ainvoke(…)' here")
+            return ask_sync(reasoning, arguments)
+        except RequestError as error:
+            raise ToolException(str(error)) from error
+        except RunningLoopError:
+            message = "invoke would block the running event loop: use 'await tool.ainvoke(…)' here"
+            raise RunningLoopError(message) from None
 
     return StructuredTool(
         name=name or reasoning.name,

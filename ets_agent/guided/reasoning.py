@@ -171,6 +171,16 @@ class GuidedReasoning:
                     return GuidedAnswer.of(event.result, trace_id=plan.trace_id)
         raise AssertionError("a run ends with Finished")
 
+    def answer_sync(
+        self, question: GuidedRequest | Mapping[str, Any] | str | None = None, /, **fields: Any
+    ) -> GuidedAnswer:
+        """Return the answer to a request in a script that has no event loop; arguments and errors as for a call.
+
+        Raises:
+            RunningLoopError: An event loop is running in this thread; await the call there.
+        """
+        return self._closing.run(self(question, **fields), blocking="answer_sync", instead="await reasoning(…)")
+
     async def run(self, plan: Plan) -> AsyncGenerator[Event]:
         """Carry out a plan and yield what happens; the last event is `Finished`.
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+    model_validator,
+)
 
 from backends import Prompt
 from ets_agent._validation import Float, Int, explain
@@ -76,6 +85,14 @@ Settings = _optional_settings()
 """Fields of `ETSConfig`; None leaves a setting as it is."""
 
 
+def _check_reward(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Say what is allowed in one sentence, where pydantic would report each member of the union."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError("allowed: a reward's name, or an object with its name and its arguments") from None
+
+
 class GuidedRequest(BaseModel):
     """One question to guided reasoning. Exactly one of ``question``, ``messages`` and ``continuation`` is given."""
 
@@ -87,7 +104,7 @@ class GuidedRequest(BaseModel):
     """A chat to continue."""
     continuation: str | None = None
     """A text that the model goes on with as it stands, without a chat template."""
-    reward: str | dict[str, Any] | None = None
+    reward: Annotated[str | dict[str, Any], WrapValidator(_check_reward)] | None = None
     """How answers are judged: a reward's name, or an object with its ``name`` and its arguments."""
     effort: Effort = "medium"
     """How much work the answer is worth."""
@@ -147,4 +164,4 @@ class GuidedRequest(BaseModel):
             location = error.errors(include_url=False)[0]["loc"]
             # Nothing below a field or a setting, such as a member of a union: callers do not know of it.
             field = ".".join(map(str, location[: 2 if location[:1] == ("settings",) else 1])) or None
-            raise RequestError(explain(error, what="field", allowed=cls.model_fields), field=field) from None
+            raise RequestError(explain(error, cls, what="field"), field=field) from None

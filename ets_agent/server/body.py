@@ -6,12 +6,12 @@ import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from ets_agent._validation import sentence
+from ets_agent._validation import fields_at, sentence
 from ets_agent.server.errors import ApiError, ClientGoneError
 
 M = TypeVar("M", bound=BaseModel)
@@ -142,7 +142,7 @@ def _explained(model: type[BaseModel], error: ValidationError, content: Any) -> 
     if about[0]["type"] == "missing":
         return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
     if about[0]["type"] == "extra_forbidden":
-        allowed = ", ".join(_fields(model, chosen[:-1]))
+        allowed = ", ".join(fields_at(model, chosen[:-1]))
         return ApiError(
             400, f"there is no field {param!r:.200}; allowed: {allowed}", param=param[:200], code="unknown_parameter"
         )
@@ -163,14 +163,6 @@ def _path(location: tuple[int | str, ...], content: Any) -> tuple[int | str, ...
         elif place == len(location) - 1 and isinstance(content, dict):
             path.append(part)  # What is missing.
     return tuple(path)
-
-
-def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Return the fields of the model within a model to which a path of fields leads."""
-    for part in path:
-        members = get_args(model.model_fields[str(part)].annotation)
-        model = next(member for member in members if isinstance(member, type) and issubclass(member, BaseModel))
-    return list(model.model_fields)
 
 
 def _spelled(path: tuple[int | str, ...]) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 import backends
 import rewards
-from backends import BackendError, Capabilities, Completion, Prompt, QueueFullError
+from backends import BackendError, Capabilities, Completion, Metered, Prompt, QueueFullError
 from backends.scripted import ScriptedBackend
 from ets_agent import (
     ConfigError,
@@ -27,6 +27,7 @@ from ets_agent import (
     Policy,
     RequestError,
     RewardOffer,
+    RunningLoopError,
 )
 from ets_agent.traces import TraceError, TraceWriter, read_trace
 from rewards import Reward, registry
@@ -479,3 +480,35 @@ def test_it_tells_frameworks_its_name_and_schema() -> None:
     assert tool.name == "guided_reasoning"
     assert "hard, self-contained question" in tool.description
     assert json.loads(json.dumps(tool.parameters()))["required"][0] == "question"
+
+
+# Without an event loop.
+
+
+def test_a_script_without_an_event_loop_gets_an_answer_and_all_is_closed(counted: type[Counted]) -> None:
+    async def aclose(self: Any) -> None:
+        await asyncio.sleep(0.3)
+        type(self).closed += 1
+
+    counted.aclose = aclose  # type: ignore[method-assign]
+    tool = GuidedReasoning(ScriptedBackend(SCRIPT), config=BASE, policy=Policy(rewards=["counted"]))
+    assert tool.answer_sync("q", effort="low").finish_reason == "stop"
+    assert counted.closed == 1
+
+
+async def test_blocking_a_running_event_loop_is_refused(reasoning: GuidedReasoning) -> None:
+    with pytest.raises(RunningLoopError, match=r"answer_sync would block .* use 'await reasoning\(…\)' here"):
+        reasoning.answer_sync("q")
+
+
+async def test_what_was_drawn_before_a_budget_ended_the_run_is_counted() -> None:
+    async with backends.load("tiny/qwen3") as one, backends.load("tiny/qwen3-small") as other:
+        for token_budget in range(60, 460, 50):
+            reference, proposal = Metered(one), Metered(other)
+            tool = GuidedReasoning(reference, proposal=proposal, config=BASE.replace(max_tokens=24))
+            answer = await tool("Ada has 4 boxes with 25 cards in each.", token_budget=token_budget)
+            met = (reference.usage, proposal.usage)
+            assert answer.finish_reason == "budget"
+            assert answer.usage.candidate_tokens == sum(usage.candidate_tokens for usage in met)
+            assert answer.usage.rollout_tokens == sum(usage.rollout_tokens for usage in met)
+            assert answer.usage.scoring_tokens == sum(usage.scoring_tokens for usage in met)

@@ -136,3 +136,32 @@ def test_an_error_names_its_field(fields: dict[str, Any], field: str | None) -> 
     with pytest.raises(RequestError) as caught:
         GuidedRequest.build(fields)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"question": "q", "settings": {"timeout": 3}},
+            "no field 'settings.timeout'; allowed: num_candidates, .*seed$",
+        ),
+        ({"messages": [{"role": "user", "content": "", "name": "n"}]}, "'messages.0.name'; allowed: role, content$"),
+        (
+            {"question": "q", "reward": ["regex"]},
+            r"^reward is \['regex'\]; allowed: a reward's name, or an object with",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_allowed_is_told_of_the_place_where_it_is_wrong(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        GuidedRequest.build(fields)
+
+
+def test_lists_stand_for_tuples_also_in_strict_json() -> None:
+    text = '{"num_rollouts": [1, 4], "stop": ["a", "b"], "seed": 3}'
+    settings = Settings.model_validate_json(text, strict=True)
+    assert settings.model_dump(exclude_none=True) == {"num_rollouts": (1, 4), "stop": ("a", "b"), "seed": 3}
+    assert Settings.model_validate_json('{"stop": "a"}', strict=True).model_dump(exclude_none=True) == {"stop": ("a",)}
+    with pytest.raises(ValidationError, match="allowed: a number of at least 1, or"):
+        Settings.model_validate_json('{"num_rollouts": [4, 1]}', strict=True)

@@ -29,6 +29,7 @@ from backends.errors import (
     QueueFullError,
     TokenizerMismatchError,
     UnknownModelError,
+    UnreachableError,
 )
 from backends.limits import Limited, Limiter
 from backends.metering import BackendUsage, Metered, TokenBudget
@@ -71,6 +72,7 @@ __all__ = [
     "TokenizerMismatchError",
     "Traced",
     "UnknownModelError",
+    "UnreachableError",
     "available",
     "connect",
     "load",

@@ -59,6 +59,10 @@ class EndpointError(BackendError):
         self.retry_after = retry_after
 
 
+class UnreachableError(EndpointError):
+    """The connection to a model's server could not be made, or broke before there was an answer."""
+
+
 class QueueFullError(BackendError):
     """Too much work is waiting for a place already; nothing was sent."""
 

@@ -18,7 +18,14 @@ from backends.endpoints.addresses import credentials, shown, valid
 from backends.endpoints.per_loop import PerLoop
 from backends.endpoints.replies import MalformedError
 from backends.endpoints.statuses import may_pass, retry_after
-from backends.errors import BackendClosedError, BackendError, ContextLengthError, EndpointError, PromptError
+from backends.errors import (
+    BackendClosedError,
+    BackendError,
+    ContextLengthError,
+    EndpointError,
+    PromptError,
+    UnreachableError,
+)
 from backends.retries import RetryPolicy
 from backends.turns import take_turn
 
@@ -194,7 +201,7 @@ class Client:
         """Return the error to raise for one of the SDK's."""
         if not isinstance(error, openai.APIStatusError):
             reason = str(error.__cause__ or error) or type(error.__cause__ or error).__name__
-            return EndpointError(f"{request}: the connection failed: {self._clean(reason)}", retryable=True)
+            return UnreachableError(f"{request}: the connection failed: {self._clean(reason)}", retryable=True)
         status, message = error.status_code, self._clean(_message(error))
         text = f"{request}: the server answered {status}: {message}"
         if status == 400 and any(phrase in f"{error.code} {message}" for phrase in _TOO_LONG):

@@ -5,7 +5,14 @@ from __future__ import annotations
 import sys
 import traceback
 
-from backends import BackendError, CapabilityError, PromptError, TokenizerMismatchError, UnknownModelError
+from backends import (
+    BackendError,
+    CapabilityError,
+    PromptError,
+    TokenizerMismatchError,
+    UnknownModelError,
+    UnreachableError,
+)
 from ets_agent.cli.names import in_options
 from ets_agent.cli.output import printable
 from ets_agent.errors import ConfigError
@@ -41,6 +48,8 @@ def describe(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, _ABOUT_SETTINGS):
         text = in_options(text)
+    if isinstance(error, UnreachableError):
+        text += "; is a server running there? vllm/MODEL@URL and openai/MODEL@URL name another"
     if not isinstance(error, _EXPECTED_ERRORS):
         kind = type(error).__name__
         text = f"{kind}: {text}" if text else kind

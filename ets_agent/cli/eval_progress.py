@@ -11,6 +11,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ets_agent.cli.output import printable
 from ets_agent.evaluation import ItemRecord
 
 
@@ -52,6 +53,10 @@ class EvalProgress:
     ) -> None:
         """Stop drawing and give the cursor back; the last picture stays."""
         self._progress.stop()
+
+    def note(self, status: str) -> None:
+        """Say what is going on before there are figures."""
+        self._progress.update(self._task, figures=printable(status))
 
     def advance(self, record: ItemRecord) -> None:
         """Count one more problem."""

@@ -102,7 +102,8 @@ def evaluate_command(
         shown = progress if progress is not None else sys.stderr.isatty()
         title = benchmark if rival is not None else f"{benchmark}, {method}"  # A comparison's figures name its methods.
         with EvalProgress(enabled=shown, problems=len(problems), methods=methods, title=title) as display:
-            backend, helper = inputs.load_models(model, proposal, device=device, dtype=dtype)
+            backend, helper = inputs.load_models(model, proposal, device=device, dtype=dtype, note=display.note)
+            display.note("")
 
             async def main() -> EvalReport:
                 async with backend, helper or nullcontext():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 
 import typer
 
 import backends
 from backends import Backend, Prompt
+from backends.endpoints.addresses import shown
+from ets_agent.cli.output import printable
 from ets_agent.errors import ConfigError
 
 
@@ -18,7 +21,7 @@ def load_models(
     *,
     device: str | None,
     dtype: str | None,
-    on_load: Callable[[str], None] = lambda name: None,
+    note: Callable[[str], None] | None = None,
 ) -> tuple[Backend, Backend | None]:
     """Open the reference and the proposal, if there is one, with those of the options that were given.
 
@@ -27,18 +30,19 @@ def load_models(
         proposal: Name of the proposal.
         device: Option of local models.
         dtype: Option of local models.
-        on_load: Called with each name before that model is loaded.
+        note: Called with what is waited for; by default a terminal on stderr is told.
 
     Raises:
         BackendError: A model is unknown or cannot be loaded; nothing is left open then.
     """
     options = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
-    on_load(model)
+    tell = note or _tell
+    tell(f"loading {shown(model)}")
     backend = backends.load(model, **options)
     if proposal is None:
         return backend, None
     try:
-        on_load(proposal)
+        tell(f"loading {shown(proposal)}")
         return backend, backends.load(proposal, **options)
     except Exception:
         asyncio.run(backend.aclose())
@@ -64,3 +68,9 @@ def read_question(argument: str) -> str:
         return data.decode("utf-8").rstrip("\n")
     except UnicodeError as error:
         raise ConfigError("the question is not valid UTF-8") from error
+
+
+def _tell(what: str) -> None:
+    """Say what takes its time, to whoever sits there: a model's server that is not there is asked for seconds."""
+    if sys.stderr.isatty():
+        print(f"ets: {printable(what)}", file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ import typer
 import rewards
 from ets_agent._proposal import check_proposal_settings
 from ets_agent.cli import options
+from ets_agent.cli.names import CEILING_OPTIONS
 from ets_agent.errors import ConfigError
 from ets_agent.guided import Policy, RewardOffer
 from ets_agent.guided.policy import DEFAULT_REWARDS
@@ -21,15 +22,14 @@ from ets_agent.guided.policy import DEFAULT_REWARDS
 DEFAULT_CONCURRENCY = 4
 """Answers in the making at the same time; one has dozens of responses in a batch already."""
 DEFAULT_QUEUE = 64
-_CEILINGS = ("max_candidates", "max_rollouts", "max_steps", "max_tokens", "max_seconds", "max_token_budget")
-_DEFAULTS = {field.name: field.default for field in fields(Policy) if field.name in _CEILINGS}
+_DEFAULTS = {field.name: field.default for field in fields(Policy) if field.name in CEILING_OPTIONS}
 
 
-def _ceiling(name: str, flag: str, about: str, *, metavar: str | None = None) -> Any:
+def _ceiling(name: str, about: str, *, metavar: str | None = None) -> Any:
     """Return the option for a ceiling of `Policy`; it is None unless given, so that the policy's default holds."""
     default = _DEFAULTS[name]
     return typer.Option(
-        flag,
+        CEILING_OPTIONS[name],
         help=f"{about} (default: {'no limit' if default is None else format(default, 'g')}).",
         metavar=metavar,
         show_default=False,
@@ -50,26 +50,23 @@ AllowReward = Annotated[
         rich_help_panel="What callers may ask for",
     ),
 ]
-MaxCandidates = Annotated[
-    int | None, _ceiling("max_candidates", "--max-candidates", "Most candidates of a step, M times chains")
-]
-MaxRollouts = Annotated[int | None, _ceiling("max_rollouts", "--max-rollouts", "Most rollouts of a candidate, K")]
-MaxSteps = Annotated[int | None, _ceiling("max_steps", "--max-steps", "Most steps, I")]
+MaxCandidates = Annotated[int | None, _ceiling("max_candidates", "Most candidates of a step, M times chains")]
+MaxRollouts = Annotated[int | None, _ceiling("max_rollouts", "Most rollouts of a candidate, K")]
+MaxSteps = Annotated[int | None, _ceiling("max_steps", "Most steps, I")]
 MaxTokens = Annotated[
     int | None,
     _ceiling(
         "max_tokens",
-        "--max-tokens",
         "Most tokens of an answer; if given, also the number where none is asked for",
     ),
 ]
 MaxSeconds = Annotated[
     float | None,
-    _ceiling("max_seconds", "--max-seconds", "Longest time limit, and the one of calls without", metavar="SECONDS"),
+    _ceiling("max_seconds", "Longest time limit, and the one of calls without", metavar="SECONDS"),
 ]
 MaxTokenBudget = Annotated[
     int | None,
-    _ceiling("max_token_budget", "--max-token-budget", "Most tokens drawn and scored for one answer, and its budget"),
+    _ceiling("max_token_budget", "Most tokens drawn and scored for one answer, and its budget"),
 ]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Most answers in the making at the same time.")]
 Queue = Annotated[
@@ -111,7 +108,7 @@ def reasoning_settings(context: typer.Context) -> dict[str, Any]:
 def _policy(context: typer.Context) -> Policy:
     """Return what a command's options let callers ask for."""
     specs = context.params.get("allow_reward") or ()
-    ceilings = {name: context.params[name] for name in _CEILINGS if context.params.get(name) is not None}
+    ceilings = {name: context.params[name] for name in CEILING_OPTIONS if context.params.get(name) is not None}
     if not specs:
         return Policy(**ceilings)
     return Policy(rewards=[_offer(spec) for spec in specs], **ceilings)

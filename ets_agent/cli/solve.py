@@ -66,9 +66,7 @@ def solve_command(
             check_new(trace)
         shown = progress if progress is not None else sys.stderr.isatty()
         with SolveProgress(enabled=shown) as display:
-            backend, helper = inputs.load_models(
-                model, proposal, device=device, dtype=dtype, on_load=lambda name: display.note(f"loading {name}")
-            )
+            backend, helper = inputs.load_models(model, proposal, device=device, dtype=dtype, note=display.note)
             prompt = inputs.prompt_from(text, backend, helper, raw=raw)
             recorder = Recorder(trace, prompt, reward=judge.name)
             result = running.run(

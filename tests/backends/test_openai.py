@@ -24,6 +24,7 @@ from backends import (
     PromptError,
     SamplingParams,
     UnknownModelError,
+    UnreachableError,
 )
 from backends.openai import OpenAIBackend
 from backends.retries import RetryPolicy
@@ -488,7 +489,7 @@ async def test_a_key_that_the_server_repeats_is_cut_out() -> None:
 async def test_a_server_that_is_not_there_is_named() -> None:
     with serve() as server:
         address = server.base_url
-    with pytest.raises(EndpointError, match=f"GET {address}/models .*connection failed.*gave up after 3 tries"):
+    with pytest.raises(UnreachableError, match=f"GET {address}/models .*connection failed.*gave up after 3 tries"):
         await OpenAIBackend.connect("scripted", address, retries=QUICK)
 
 

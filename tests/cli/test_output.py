@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends import BackendError, CapabilityError, PromptError, UnknownModelError
+from backends import BackendError, CapabilityError, PromptError, UnknownModelError, UnreachableError
 from ets_agent import ConfigError, ETSConfig
 from ets_agent.cli import errors
 from ets_agent.cli.names import SETTING_OPTIONS
@@ -66,6 +66,11 @@ def test_exit_codes_tell_usage_from_failure(error: Exception, code: int) -> None
         (
             ConfigError("cannot read the config my/num_steps.json or 'top_p'"),
             "cannot read the config my/num_steps.json or 'top_p'",
+        ),
+        (
+            UnreachableError("GET http://localhost:8000/v1/models: the connection failed"),
+            "GET http://localhost:8000/v1/models: the connection failed; is a server running there? "
+            "vllm/MODEL@URL and openai/MODEL@URL name another",
         ),
         (CapabilityError("so only num_steps=1 is possible"), "so only --steps 1 is possible"),
     ],

@@ -107,6 +107,14 @@ def test_a_signal_ends_the_loading_of_a_model() -> None:
         assert screen.output.rfind(b"\x1b[?25h") > screen.output.rfind(b"\x1b[?25l")
 
 
+@pytest.mark.parametrize("command", ["solve How?", "eval word_problems", "mcp", "serve --port 0"])
+def test_a_terminal_is_told_what_is_waited_for(command: str) -> None:
+    model = "vllm/some/model@http://me:secret@localhost:1/v1"
+    with terminal("loading", *command.split(), "--model", model) as screen:
+        screen.read_until(b"loading vllm/some/model@http://localhost:1/v1")
+        assert b"secret" not in screen.output
+
+
 def test_a_signal_ends_an_evaluation() -> None:
     with terminal("decoding", "eval", "word_problems", "--limit", "3") as screen:
         screen.read_until(b"0/3")

@@ -37,7 +37,7 @@ QUESTION: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "
         (["--host", "no such host"], "there is no address 'no such host'"),
         (["--api-key-file", "/nowhere/keys"], "cannot read API keys from /nowhere/keys: No such file or directory"),
         (["--allow-reward", "wisdom"], "no reward is called 'wisdom'"),
-        (["--max-candidates", "0"], "max_candidates is 0; allowed: a whole number above 0"),
+        (["--max-candidates", "0"], "--max-candidates is 0; allowed: a whole number above 0"),
         (["--traces", "/nowhere"], "there is no folder /nowhere for traces"),
         (["--temperature", "-1"], "temperature is -1.0"),
     ],

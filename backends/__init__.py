@@ -30,6 +30,7 @@ from backends.errors import (
     TokenizerMismatchError,
     UnknownModelError,
     UnreachableError,
+    UnusableDrawError,
 )
 from backends.limits import Limited, Limiter
 from backends.metering import BackendUsage, Metered, TokenBudget
@@ -73,6 +74,7 @@ __all__ = [
     "Traced",
     "UnknownModelError",
     "UnreachableError",
+    "UnusableDrawError",
     "available",
     "connect",
     "load",

@@ -192,6 +192,8 @@ class Completion:
         log_weight: Log of the number of draws that this completion stands for in its group (nats). Group
             rewards use it as vote weight.
         error: What went wrong, where ``finish_reason`` is ``error``.
+        final: Whether that is what the model's server says of this very draw, such as a content filter, so that it is
+            not to be drawn again: another draw in its place would make what is filtered rarer than it is.
         confidence: How sure the model was of the whole response, where that was asked for.
         token_count: Number of the rollout's tokens where the backend knows that but not the tokens.
     """
@@ -203,6 +205,7 @@ class Completion:
     finish_reason: FinishReason = "stop"
     log_weight: float = 0.0
     error: str | None = None
+    final: bool = False
     confidence: Confidence | None = field(default=None, repr=False)
     token_count: int | None = field(default=None, repr=False)
 

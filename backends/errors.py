@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
+
+E = TypeVar("E", bound=BaseException)
+
 
 class BackendError(Exception):
     """A backend could not do what it was asked; the base of all errors of this package."""
@@ -63,9 +68,21 @@ class UnreachableError(EndpointError):
     """The connection to a model's server could not be made, or broke before there was an answer."""
 
 
+class UnusableDrawError(EndpointError):
+    """A server's draw is no answer, such as one that a content filter has ended; another one would be no fair draw."""
+
+
 class QueueFullError(BackendError):
     """Too much work is waiting for a place already; nothing was sent."""
 
 
 class BudgetExceededError(BackendError):
     """The tokens that were allowed are used up; nothing was sent."""
+
+
+def restated(error: E, message: str, **changes: Any) -> E:
+    """Return an error of the same type and with the same attributes, but for some, that says something else."""
+    # Not through its constructor, which may want other arguments in a class of its own.
+    other = type(error).__new__(type(error), message)
+    other.__dict__.update(vars(error), **changes)
+    return other

@@ -31,14 +31,15 @@ from backends.errors import (
     CapabilityError,
     PromptError,
     TokenizerMismatchError,
+    UnusableDrawError,
 )
 from backends.limits import is_count
 from backends.tokenization import Tokenization
 
 T = TypeVar("T")
 
-_SAME_EVERYWHERE = (PromptError, CapabilityError, BudgetExceededError)
-"""Errors of the request, not of the member: another one would refuse it too."""
+_SAME_EVERYWHERE = (PromptError, CapabilityError, BudgetExceededError, UnusableDrawError)
+"""Errors of the request or the model, not of the member: another one would say the same, or is not to be asked."""
 
 
 class Pool(BackendContext):
@@ -153,7 +154,8 @@ class Pool(BackendContext):
     async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
         """Complete each state n times, all at one member; see `backends.Backend.rollout`.
 
-        Rows that failed are drawn again at the other members. What fails everywhere comes back as it is.
+        Rows that failed are drawn again at the other members, unless they are `Completion.final`. What fails everywhere
+        comes back as it is.
 
         Raises:
             BackendError: All members failed; the message has them all.
@@ -327,16 +329,21 @@ def _common_tokenization(members: Sequence[Backend]) -> Tokenization | None:
 
 
 def _missing(groups: list[list[Completion]]) -> int:
-    """Return how many rows failed."""
-    return sum(row.finish_reason == "error" for group in groups for row in group)
+    """Return how many rows were lost."""
+    return sum(_lost(row) for group in groups for row in group)
 
 
 def _filled(known: list[list[Completion]], fresh: list[list[Completion]]) -> list[list[Completion]]:
-    """Return rollouts with those that failed drawn by another member; row for row the seeds are the same."""
+    """Return rollouts with those that were lost drawn by another member; row for row the seeds are the same."""
     return [
-        [again if row.finish_reason == "error" else row for row, again in zip(*groups, strict=True)]
+        [again if _lost(row) else row for row, again in zip(*groups, strict=True)]
         for groups in zip(known, fresh, strict=True)
     ]
+
+
+def _lost(row: Completion) -> bool:
+    """Whether a row failed, and another member is to draw it."""
+    return row.finish_reason == "error" and not row.final
 
 
 _: type[Backend] = Pool

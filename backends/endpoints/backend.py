@@ -25,7 +25,7 @@ from backends.base import (
 )
 from backends.endpoints.dialects import Dialect, Draw, EndpointState
 from backends.endpoints.scoring import Scoring
-from backends.errors import BackendError, CapabilityError, ContextLengthError, EndpointError
+from backends.errors import BackendError, CapabilityError, ContextLengthError, EndpointError, UnusableDrawError
 from backends.limits import Limiter
 from backends.text import cut, settled
 from backends.tokenization import Tokenization
@@ -131,8 +131,9 @@ class EndpointBackend(BackendContext):
         """Draw n successors of a state; see `backends.Backend.extend`.
 
         Raises:
-            EndpointError: A request failed for good, or what it drew is no continuation, such as one that a content
-                filter has ended: to leave that one out would make the others more likely than they are.
+            EndpointError: A request failed for good.
+            UnusableDrawError: What it drew is no continuation, such as one that a content filter has ended: to leave
+                that one out would make the others more likely than they are.
             CapabilityError: The server has a limit of its own, and draws fewer tokens than it was asked for.
         """
         self._dialect.check_open()
@@ -148,7 +149,7 @@ class EndpointBackend(BackendContext):
         requests = self._requests(own, n, budget, row_seeds(seed, n), logprobs=own.params.confidence)
         draws = [draw for rows in await self._limiter.map(self._draw, requests, rank=own.begun) for draw in rows]
         if errors := _errors(draws):
-            raise EndpointError(f"{self._name} gave a candidate that cannot be used: {errors[0]}")
+            raise UnusableDrawError(f"{self._name} gave a candidate that cannot be used: {errors[0]}")
         successors = [self._successor(own, draw) for draw in draws]
         shared: dict[EndpointState, EndpointState] = {}
         return [shared.setdefault(state, state) for state in successors]
@@ -160,6 +161,7 @@ class EndpointBackend(BackendContext):
 
         Raises:
             EndpointError: Nothing could be drawn.
+            UnusableDrawError: Everything that was drawn is no answer.
             CapabilityError: The server has a limit of its own, and draws fewer tokens than it was asked for.
         """
         self._dialect.check_open()
@@ -286,7 +288,7 @@ class EndpointBackend(BackendContext):
         ]
         count = sum(request.rows for request in requests)
         if failed and len(failed) == count:
-            unusable = EndpointError(f"{self._name} gave no usable rollout: {failed[0]}")
+            unusable = UnusableDrawError(f"{self._name} gave no usable rollout: {failed[0]}")
             raise next((outcome for outcome in outcomes if isinstance(outcome, EndpointError)), unusable)
         if failed:
             _log.warning("%d of %d rollouts failed: %s", len(failed), count, failed[0])
@@ -319,7 +321,7 @@ class EndpointBackend(BackendContext):
 
     def _completion(self, state: EndpointState, draw: Draw) -> Completion:
         if draw.error is not None:
-            return Completion(text=state.text, finish_reason="error", error=draw.error)
+            return Completion(text=state.text, finish_reason="error", error=draw.error, final=True)
         return Completion(
             text=cut(draw.raw, state.params.stop),
             token_ids=draw.token_ids,

@@ -11,7 +11,8 @@ from backends import Backend, BackendError, Capabilities, Completion, Prompt, Sa
 from backends.base import BackendContext
 
 Fault = BaseException | str | None
-"""An error to raise, "hang" for a call that never returns, "lose" for rollouts whose rows fail, None for no fault."""
+"""An error to raise, "hang" for a call that never returns, "lose" for rollouts whose rows fail, "filter" for rollouts
+some of whose rows are said to be no answers, None for no fault."""
 
 
 class FaultyBackend(BackendContext):
@@ -81,6 +82,8 @@ class FaultyBackend(BackendContext):
             return [[_lost(group[0]), *group[1:]] for group in drawn]
         if fault == "lose last":
             return [[*group[:-1], _lost(group[-1])] for group in drawn]
+        if fault == "filter":
+            return [[dataclasses.replace(_lost(group[0]), final=True), *group[1:]] for group in drawn]
         return drawn
 
     def adopt(self, state: State, others: Sequence[State]) -> list[State]:

@@ -10,7 +10,7 @@ import pytest
 
 from backends import CapabilityError, ContextLengthError, EndpointError, SamplingParams, State
 from backends.endpoints.decoding import Detokenizer
-from backends.errors import TokenizerMismatchError
+from backends.errors import TokenizerMismatchError, UnusableDrawError
 from backends.openai import OpenAIBackend
 from backends.retries import RetryPolicy
 from ets_agent import ETS
@@ -238,13 +238,15 @@ async def test_a_row_that_ended_otherwise_costs_itself_and_is_not_asked_for_agai
             with caplog.at_level(logging.WARNING, "backends"):
                 (rows,) = await backend.rollout([start], 16, seed=1)
             assert len(draws(server)) == asked + 1
-            with pytest.raises(EndpointError, match=rf"cannot be used: the server ended it for the reason '{reason}'"):
+            with pytest.raises(
+                UnusableDrawError, match=rf"cannot be used: the server ended it for the reason '{reason}'"
+            ):
                 await backend.extend(start, 16, tokens=10, seed=1)
             assert len(draws(server)) == asked + 2
     failed = [row for row in rows if row.finish_reason == "error"]
     assert 0 < len(failed) < 16
     assert {row.text for row in rows if row.finish_reason != "error"} == {"it is 7"}
-    assert all(row.error and reason in row.error for row in failed)
+    assert all(row.error and reason in row.error and row.final for row in failed)
     assert f"{len(failed)} of 16 rollouts failed" in caplog.text
 
 
@@ -254,7 +256,7 @@ async def test_rows_that_all_ended_otherwise_are_an_error() -> None:
         async with await connect(server, api="chat") as backend:
             model.reasons = {"it is a secret": "content_filter"}
             start = await backend.begin(QUESTION, max_tokens=10, params=PLAIN)
-            with pytest.raises(EndpointError, match=r"no usable rollout: .*'content_filter'") as caught:
+            with pytest.raises(UnusableDrawError, match=r"no usable rollout: .*'content_filter'") as caught:
                 await backend.rollout([start, start], 4, seed=1)
     assert not caught.value.retryable
 

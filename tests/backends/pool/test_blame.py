@@ -16,6 +16,7 @@ from backends import (
     PromptError,
     QueueFullError,
     UnknownModelError,
+    UnusableDrawError,
 )
 from backends.limits import Limited, Limiter
 from backends.pool import Pool
@@ -30,6 +31,7 @@ from .common import PLAIN, at, members
         ContextLengthError("c"),
         CapabilityError("a"),
         BudgetExceededError("b"),
+        UnusableDrawError("filtered"),
         ValueError("v"),
     ],
     ids=lambda error: type(error).__name__,

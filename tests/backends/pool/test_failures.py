@@ -174,6 +174,31 @@ async def test_what_a_member_loses_of_a_rollout_another_one_draws() -> None:
     assert one.calls == ["begin", "rollout"]
 
 
+async def test_a_row_that_the_server_says_is_no_answer_is_not_drawn_again_and_puts_nobody_out() -> None:
+    one, two = members()
+    one.plan = at(1, "filter")
+    pool = Pool([one, two])
+    start = await pool.begin("q", max_tokens=6, params=PLAIN)
+    ((first, *others),) = await pool.rollout([start], 3, seed=4)
+    assert (first.finish_reason, first.final) == ("error", True)
+    assert all(completion.finish_reason != "error" for completion in others)
+    assert two.calls == []
+    assert all(member.healthy for member in pool._roster.members)
+
+
+async def test_of_rows_that_failed_only_those_are_drawn_again_that_were_lost() -> None:
+    one, two = members()
+    pool = Pool([one, two])
+    inner = one.inner
+    one.inner = FaultyBackend(inner, lambda number, call: "filter" if call == "rollout" else None)
+    one.plan = at(1, "lose last")
+    start = await pool.begin("q", max_tokens=6, params=PLAIN)
+    ((first, *others),) = await pool.rollout([start], 3, seed=4)
+    assert (first.finish_reason, first.final) == ("error", True), "a row of the other member would be a biased draw"
+    assert all(completion.finish_reason != "error" for completion in others)
+    assert two.calls == ["begin", "rollout"]
+
+
 async def test_rows_that_all_members_lose_come_back_as_they_are() -> None:
     one, _, three = pool_members = members(3)
     for member in pool_members:

@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from time import monotonic
 
 from backends.base import Backend
-from backends.errors import BackendError, CapabilityError, EndpointError, QueueFullError
+from backends.errors import BackendError, EndpointError
 from backends.limits import is_number
 
 _log = logging.getLogger("backends.pool")
 
 _LONGEST_WISH = 3600.0
 """Most seconds that a server's own wish is believed: what asks for more would be out for good."""
-
-_REFUSED = frozenset({400, 413, 415, 422})
-"""HTTP statuses with which a server that works refuses a request; one that it cannot cope with, it answers with 5xx."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +43,6 @@ class Waits:
                 f"longest_delay is {self.longest_delay!r}; allowed: a finite number (seconds), at least first_delay, "
                 f"which is {self.first_delay:g}"
             )
-
-
-class CannotMoveError(Exception):
-    """A member cannot go on from another one's state."""
 
 
 @dataclass(slots=True, eq=False)
@@ -221,79 +214,3 @@ class Roster:
     def _wait(self, member: Member) -> float:
         doublings = min(max(member.failures - 1, 0), 64)  # More would not fit into a float.
         return min(self._waits.first_delay * 2.0**doublings, self._waits.longest_delay)
-
-
-class Failures:
-    """The members that could not do a call, and what is to be said about them."""
-
-    def __init__(self, roster: Roster) -> None:
-        """Nobody has failed yet."""
-        self.tried: list[Member] = []
-        self._roster = roster
-        self._errors: list[BackendError] = []
-        self._texts: list[str] = []
-        self._suspects: list[tuple[Attempt, object]] = []
-        self._stuck: CannotMoveError | None = None
-
-    def add(self, attempt: Attempt, error: BackendError) -> None:
-        """Note a call that failed.
-
-        The member leaves; if the request may be at fault, once another member does it; and not for a full queue.
-        """
-        self._note(attempt.member, str(error))
-        self._errors.append(error)
-        if isinstance(error, QueueFullError):
-            return  # It works as much as it may.
-        if isinstance(error, EndpointError) and _may_be_the_requests(error.status):
-            self._suspects.append((attempt, error))
-        else:
-            self._roster.leave(attempt, error)
-
-    def incomplete(self, attempt: Attempt, missing: int) -> None:
-        """Note a call of which some rows failed. The member leaves once another can draw them."""
-        self._note(attempt.member, f"{missing} rows failed")
-        self._suspects.append((attempt, f"{missing} rows failed"))
-
-    def stuck(self, member: Member, error: CannotMoveError) -> None:
-        """Note a member that cannot go on from the run's states; that is no failure of its own."""
-        self._note(member, f"cannot take the run over ({error})")
-        self._stuck = error
-
-    def blame(self) -> None:
-        """Another member did what the suspects could not: they leave."""
-        for attempt, reason in self._suspects:
-            self._roster.leave(attempt, reason)
-        self._suspects.clear()
-
-    def error(self, call: str) -> BackendError:
-        """Return what to raise where all members have been tried: the last error, with the names of all."""
-        if len(self.tried) == 1 and self._errors:
-            return self._errors[0]
-        message = f"{call} failed on all members of the pool: {'; '.join(self._texts)}"
-        error: BackendError
-        if any(isinstance(one, QueueFullError) for one in self._errors):
-            error = QueueFullError(message)
-        elif self._stuck is not None:
-            error = CapabilityError(message)
-        elif isinstance(self._errors[-1], EndpointError):
-            endpoints = [one for one in self._errors if isinstance(one, EndpointError)]
-            waits = [one.retry_after for one in endpoints if one.retry_after is not None]
-            error = EndpointError(
-                message,
-                status=endpoints[-1].status,
-                retryable=any(one.retryable for one in endpoints),
-                retry_after=min(waits, default=None),
-            )
-        else:
-            error = BackendError(message)
-        error.__cause__ = self._errors[-1] if self._errors else self._stuck
-        return error
-
-    def _note(self, member: Member, text: str) -> None:
-        self.tried.append(member)
-        self._texts.append(f"{member.label}: {text}")
-
-
-def _may_be_the_requests(status: int | None) -> bool:
-    """Whether a server may have answered with this status because of what it was asked."""
-    return status is not None and (status in _REFUSED or status >= 500)

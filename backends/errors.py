@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-
 E = TypeVar("E", bound=BaseException)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
 from typing import TypeVar
 
-from backends._pool_members import CannotMoveError, Failures, Member, Roster, Waits
+from backends._pool_failures import CannotMoveError, Failures, is_final
+from backends._pool_members import Member, Roster, Waits
 from backends._pool_states import PoolState, Run, main_run, own_state, plain, with_confidence, wrapped
 from backends.base import (
     Backend,
@@ -27,19 +28,13 @@ from backends.base import (
 from backends.errors import (
     BackendClosedError,
     BackendError,
-    BudgetExceededError,
     CapabilityError,
-    PromptError,
     TokenizerMismatchError,
-    UnusableDrawError,
 )
 from backends.limits import is_count
 from backends.tokenization import Tokenization
 
 T = TypeVar("T")
-
-_SAME_EVERYWHERE = (PromptError, CapabilityError, BudgetExceededError, UnusableDrawError)
-"""Errors of the request or the model, not of the member: another one would say the same, or is not to be asked."""
 
 
 class Pool(BackendContext):
@@ -51,10 +46,12 @@ class Pool(BackendContext):
     it is back, each run looks once whether it has less to do than the run's own member, and then goes there.
 
     What a server refuses, or answers with a status from 500 on, may be the request's fault: such a member leaves only
-    when another one does the same call. One whose queue is full is passed over and stays.
+    when another one does the same call. One whose queue is full, whose context is too short or whose tokens are used up
+    is passed over and stays.
 
-    A request that fails on all members fails with the last one's error, or with `QueueFullError` where a queue was
-    full. The pool has no time limit of its own: a member that hangs is one that has no time limit.
+    A request that fails on all members fails with `QueueFullError` where a queue was full; otherwise with an
+    `EndpointError`, which says whether another try may succeed, where one of theirs was one; otherwise with the last
+    one's error. The pool has no time limit of its own: a member that hangs is one that has no time limit.
 
     Args:
         members: Backends of the same model, each of its own; the pool closes them.
@@ -120,9 +117,9 @@ class Pool(BackendContext):
             try:
                 with self._roster.attempt(member, 1) as attempt:
                     own = await member.backend.begin(prompt, max_tokens=max_tokens, params=params)
-            except _SAME_EVERYWHERE:
-                raise
             except BackendError as error:
+                if is_final(error):
+                    raise
                 self._check_open()
                 failures.add(attempt, error)
                 continue
@@ -247,11 +244,11 @@ class Pool(BackendContext):
                 self._roster.postpone(attempt)
                 failures.stuck(member, error)
                 continue
-            except _SAME_EVERYWHERE:
-                if result is None:
-                    raise
-                break  # What one member has drawn is not lost because another refuses to draw the rest.
             except BackendError as error:
+                if is_final(error):
+                    if result is None:
+                        raise
+                    break  # What one member has drawn is not lost because another refuses to draw the rest.
                 self._check_open()
                 failures.add(attempt, error)
                 continue

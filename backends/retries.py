@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from tenacity import AsyncRetrying, RetryCallState
 
 from backends.base import Backend, Completion, Prompt, SamplingParams, State
-from backends.errors import BackendError, EndpointError
+from backends.errors import BackendError, EndpointError, restated
 from backends.limits import is_count, is_number
 from backends.wrapper import BackendWrapper
 
@@ -156,10 +156,7 @@ class _Request:
         assert isinstance(last, BackendError)
         tries = "1 try" if call.attempt_number == 1 else f"{call.attempt_number} tries"
         gave_up = f"(gave up after {tries} in {self._clock() - self._start:.1f} s{self._too_late or ''})"
-        # Not through its constructor, which may want other arguments in a class of its own.
-        error = type(last).__new__(type(last), f"{last} {gave_up}")
-        error.__dict__.update(vars(last), retryable=False)
-        raise error from last
+        raise restated(last, f"{last} {gave_up}", retryable=False) from last
 
 
 class Retrying(BackendWrapper):

@@ -21,16 +21,14 @@ from backends import (
 from backends.limits import Limited, Limiter
 from backends.pool import Pool
 
-from .common import PLAIN, at, members
+from .common import PLAIN, at, members, scripted
 
 
 @pytest.mark.parametrize(
     "error",
     [
         PromptError("p"),
-        ContextLengthError("c"),
         CapabilityError("a"),
-        BudgetExceededError("b"),
         UnusableDrawError("filtered"),
         ValueError("v"),
     ],
@@ -87,7 +85,7 @@ async def test_a_request_that_only_one_refuses_puts_that_one_out(status: int) ->
     assert [member.healthy for member in pool._roster.members] == [False, True]
 
 
-async def test_the_last_error_says_if_and_when_to_try_again() -> None:
+async def test_the_error_says_if_and_when_to_try_again() -> None:
     one, two = members()
     one.dead = EndpointError("busy", status=429, retryable=True, retry_after=7.0)
     two.dead = EndpointError("gone", status=404)
@@ -96,9 +94,35 @@ async def test_the_last_error_says_if_and_when_to_try_again() -> None:
         await pool.begin("q", max_tokens=6, params=PLAIN)
     assert (caught.value.status, caught.value.retryable, caught.value.retry_after) == (404, True, 7.0)
     assert caught.value.__cause__ is two.dead
-    two.dead = BackendError("lost")
-    with pytest.raises(BackendError, match=r"lost.*busy"):
-        await pool.begin("q", max_tokens=6, params=PLAIN)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_what_is_worth_another_try_is_so_whichever_member_says_it(order: int) -> None:
+    errors = [EndpointError("busy", status=429, retryable=True, retry_after=7.0), UnknownModelError("no such model")]
+    one, two = members()
+    one.dead, two.dead = errors[::order]
+    with pytest.raises(EndpointError, match="busy") as caught:
+        await Pool([one, two]).begin("q", max_tokens=6, params=PLAIN)
+    assert (caught.value.status, caught.value.retryable, caught.value.retry_after) == (429, True, 7.0)
+    assert "no such model" in str(caught.value)
+
+
+async def test_a_run_that_no_other_member_can_take_over_may_be_tried_again_where_it_is() -> None:
+    one, two = scripted()
+    pool = Pool([one, two])
+    (state,) = await pool.extend(await pool.begin("q", max_tokens=8, params=PLAIN), 1, tokens=1, seed=0)
+    one.dead = EndpointError("busy", status=429, retryable=True)
+    with pytest.raises(EndpointError, match=r"busy.*cannot take the run over") as caught:
+        await pool.rollout([state], 1, seed=0)
+    assert caught.value.retryable
+
+
+async def test_errors_of_no_server_keep_the_last_ones_type() -> None:
+    one, two = members()
+    one.dead, two.dead = BackendError("lost"), UnknownModelError("no such model")
+    with pytest.raises(UnknownModelError, match=r"all members of the pool: .*lost.*no such model") as caught:
+        await Pool([one, two]).begin("q", max_tokens=6, params=PLAIN)
+    assert caught.value.__cause__ is two.dead
 
 
 async def test_the_only_member_of_a_pool_fails_with_its_own_error() -> None:
@@ -124,17 +148,45 @@ async def test_a_pool_that_is_all_down_is_tried_again_with_every_call() -> None:
     assert pool._roster.members[0].healthy, "the call has shown that it works again"
 
 
-# Queues that are full
+# Limits of a member's own
+
+LIMITS = [QueueFullError("full"), ContextLengthError("too long"), BudgetExceededError("spent")]
 
 
+@pytest.mark.parametrize("error", LIMITS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("call", ["begin", "rollout"])
-async def test_a_member_whose_queue_is_full_is_passed_over_and_stays(call: str) -> None:
+async def test_a_member_whose_limit_is_in_the_way_is_passed_over_and_stays(call: str, error: BackendError) -> None:
     one, two = members()
-    one.plan = lambda number, name: QueueFullError("full") if name == call else None
+    one.plan = lambda number, name: error if name == call else None
     pool = Pool([one, two])
     assert await pool.rollout([await pool.begin("q", max_tokens=6, params=PLAIN)], 1, seed=0)
     assert two.calls
     assert all(member.healthy and member.rows == 0 for member in pool._roster.members)
+
+
+@pytest.mark.parametrize("error", LIMITS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("call", ["begin", "rollout"])
+async def test_a_limit_that_is_in_the_way_everywhere_is_an_error_of_that_kind(call: str, error: BackendError) -> None:
+    one, two = members()
+    one.plan = two.plan = lambda number, name: error if name == call else None
+    pool = Pool([one, two])
+    with pytest.raises(type(error), match=f"{call} failed on all members") as caught:
+        await pool.rollout([await pool.begin("q", max_tokens=6, params=PLAIN)], 1, seed=0)
+    assert type(caught.value) is type(error)
+    assert all(member.healthy and member.rows == 0 for member in pool._roster.members)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("error", [ContextLengthError("too long"), BudgetExceededError("spent")], ids=str)
+async def test_a_limit_is_not_the_error_where_another_member_might_do_the_call_later(
+    error: BackendError, order: int
+) -> None:
+    for broken in (EndpointError("gone", retryable=True), BackendError("lost")):
+        one, two = members()
+        one.dead, two.dead = [error, broken][::order]
+        with pytest.raises(type(broken)) as caught:
+            await Pool([one, two]).begin("q", max_tokens=6, params=PLAIN)
+        assert type(caught.value) is type(broken)
 
 
 async def test_a_run_whose_member_has_no_place_left_goes_on_at_one_that_is_idle() -> None:

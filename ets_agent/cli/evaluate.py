@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,12 +18,13 @@ from ets_agent.cli.eval_summary import summarise
 from ets_agent.cli.output import emit
 from ets_agent.cli.session import session
 from ets_agent.errors import ConfigError
-from ets_agent.evaluation import METHODS, EvalReport, Problem, check_methods, evaluate, word_problems
+from ets_agent.evaluation import METHODS, EvalReport, Problem, check_methods, evaluate, read_problems, word_problems
 from ets_agent.sampler import DEFAULT_CONCURRENCY
 
 _BENCHMARKS: dict[str, Callable[[int, int], Sequence[Problem]]] = {
     "word_problems": lambda limit, seed: word_problems.problems("test", limit, seed=seed),
 }
+_FILE = "a file of JSON lines with question and answer"
 _DEFAULT_LIMIT = 100
 _DEFAULT_RIVALS = {"ets_is": "ets"}
 _NO_RIVAL = "none"
@@ -33,7 +35,7 @@ def evaluate_command(
     benchmark: Annotated[
         str,
         typer.Argument(
-            help=f"Problem set: {', '.join(_BENCHMARKS)}.",
+            help=f"Problem set: {', '.join(_BENCHMARKS)}, or {_FILE}, such as GSM8K's.",
             show_default=False,
             autocompletion=lambda: list(_BENCHMARKS),
         ),
@@ -51,7 +53,9 @@ def evaluate_command(
             autocompletion=lambda: [*METHODS, _NO_RIVAL],
         ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-L", min=1, help="Number of problems.")] = _DEFAULT_LIMIT,
+    limit: Annotated[
+        int, typer.Option("--limit", "-L", min=1, help="Number of problems, the first ones of a file.")
+    ] = _DEFAULT_LIMIT,
     n: Annotated[
         int | None,
         typer.Option("--n", "-N", help="Responses per problem for best_of_n.", show_default="M * K, of all chains"),
@@ -89,8 +93,6 @@ def evaluate_command(
     with session(debug=debug) as running:
         # All that can be wrong with the command itself is found before a model is loaded for it.
         config = options.config_from(context)
-        if benchmark not in _BENCHMARKS:
-            raise ConfigError(f"there is no problem set {benchmark!r}; allowed: {', '.join(_BENCHMARKS)}")
         rival = _rival(method, against)
         methods = [method] if rival is None else [method, rival]
         if proposal is None and any(name in METHODS and METHODS[name].uses_proposal for name in methods):
@@ -98,7 +100,7 @@ def evaluate_command(
         check_methods(methods, proposal=proposal is not None, samples=n)
         check_proposal_settings(config, proposal=proposal is not None)
         rewards.build(reward)
-        problems = _BENCHMARKS[benchmark](limit, seed)
+        problems = _problems(benchmark, limit, seed)
         shown = progress if progress is not None else sys.stderr.isatty()
         title = benchmark if rival is not None else f"{benchmark}, {method}"  # A comparison's figures name its methods.
         with EvalProgress(enabled=shown, problems=len(problems), methods=methods, title=title) as display:
@@ -126,6 +128,22 @@ def evaluate_command(
             report = running.run(main())
         emit(report.model_dump_json(indent=2) if as_json else summarise(report))
         _mind_errors(report)
+
+
+def _problems(benchmark: str, limit: int, seed: int) -> Sequence[Problem]:
+    """Return the problems of a set or of a file.
+
+    Raises:
+        ConfigError: There is neither, or the file is not as it should be.
+    """
+    if benchmark in _BENCHMARKS:
+        return _BENCHMARKS[benchmark](limit, seed)
+    path = Path(benchmark)
+    if not path.exists() and not path.suffix and path.name == benchmark:
+        raise ConfigError(
+            f"there is no problem set {benchmark!r} and no such file; allowed: {', '.join(_BENCHMARKS)}, or {_FILE}"
+        )
+    return read_problems(path, limit)
 
 
 def _rival(method: str, against: str | None) -> str | None:

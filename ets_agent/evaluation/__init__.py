@@ -1,6 +1,7 @@
 """Evaluation: problem sets, baselines and the statistics that compare them."""
 
 from ets_agent.evaluation.methods import METHODS, Method, Solution, check_methods
+from ets_agent.evaluation.problem_files import FileProblem, read_problems
 from ets_agent.evaluation.report import EvalReport, ItemRecord
 from ets_agent.evaluation.runner import Problem, evaluate
 from ets_agent.evaluation.statistics import Interval, wilson_interval
@@ -8,6 +9,7 @@ from ets_agent.evaluation.statistics import Interval, wilson_interval
 __all__ = [
     "METHODS",
     "EvalReport",
+    "FileProblem",
     "Interval",
     "ItemRecord",
     "Method",
@@ -15,5 +17,6 @@ __all__ = [
     "Solution",
     "check_methods",
     "evaluate",
+    "read_problems",
     "wilson_interval",
 ]

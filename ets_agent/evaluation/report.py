@@ -28,7 +28,7 @@ class ItemRecord(BaseModel):
     answer: str | None
     """The final answer read in the response; None where it states none."""
     correct: bool
-    """Whether the answer equals the right one in canonical form; an error counts as wrong."""
+    """Whether the answer has the value of the right one, however it is written; an error counts as wrong."""
     error: str | None = None
     """What went wrong, if anything did."""
     tokens: int = 0

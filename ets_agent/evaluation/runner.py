@@ -16,7 +16,7 @@ from ets_agent.errors import ConfigError
 from ets_agent.evaluation.methods import Method, Setup, Solution, check_methods, make
 from ets_agent.evaluation.report import EvalReport, ItemRecord
 from ets_agent.sampler import DEFAULT_CONCURRENCY, item_seeds
-from rewards import Reward, RewardSpec, canonical, extract_answer
+from rewards import Reward, RewardSpec, equivalence_keys, extract_answer
 
 
 class Problem(Protocol):
@@ -50,6 +50,9 @@ async def evaluate(
     benchmark: str | None = None,
 ) -> EvalReport:
     """Answer every problem by one method, or by two in turn, and report how many answers are right.
+
+    The final answer of a response is what `rewards.extract_answer` reads in it; it is right if it has the value of the
+    problem's answer, however it is written (`rewards.equivalence_keys`, as for the reward ``math_answer``).
 
     Problem i runs with its own seed, a function of ``seed`` and i alone: neither the concurrency, nor the number of
     problems, nor another method changes its answer. A problem that fails is recorded with its error and counts as
@@ -142,6 +145,8 @@ class _Entrant:
             answer = extract_answer(solution.text)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}".removesuffix(": ")
+        seconds = time.monotonic() - began
+        correct = failure is None and answer is not None and len(set(await equivalence_keys([answer, gold]))) == 1
         return ItemRecord(
             method=self.name,
             index=index,
@@ -149,10 +154,10 @@ class _Entrant:
             gold=gold,
             text=None if solution is None else solution.text,
             answer=answer,
-            correct=failure is None and answer is not None and canonical(answer) == canonical(gold),
+            correct=correct,
             error=failure,
             tokens=0 if solution is None else solution.tokens,
-            seconds=time.monotonic() - began,
+            seconds=seconds,
             ess=None if solution is None else solution.ess,
             ratio_ess=None if solution is None else solution.ratio_ess,
             seed=seed,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -173,7 +175,10 @@ def test_failures_in_a_comparison_are_told_by_method(ets: Ets, solver: Loader) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nope"], "there is no problem set 'nope'"),
+        (["nope"], "there is no problem set 'nope' and no such file; allowed: word_problems, or a file of JSON lines"),
+        (["nope.jsonl"], "cannot read the problems nope.jsonl: No such file or directory"),
+        (["."], "cannot read the problems .: Is a directory"),
+        ([__file__], f"{__file__}, line 1: this is no JSON"),
         (["word_problems", "--method", "nope"], "allowed: base, best_of_n, ets, ets_is"),
         (["word_problems", "--against", "nope"], "there is no method 'nope'"),
         (["word_problems", "--method", "ets_is", "--model", "hf/x"], "method ets_is needs a proposal, --proposal"),
@@ -198,3 +203,14 @@ def test_bad_arguments_are_usage_errors_before_a_model_is_loaded(
     assert outcome.exit_code == 2
     assert message in outcome.stderr
     assert solver.calls == []
+
+
+def test_a_file_of_problems_is_a_problem_set(ets: Ets, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    lines = [json.dumps({"question": question, "answer": answer}) for question, answer in ANSWERS.items()]
+    file.write_text("\n\n".join(lines))
+    outcome = ets("eval", str(file), "--method", "base", "--limit", "3", "--json")
+    report = EvalReport.model_validate_json(outcome.stdout)
+    assert (report.benchmark, report.count, report.correct) == (str(file), 3, 3)
+    assert [item.question for item in report.items] == list(ANSWERS)[:3]
+    assert all(item.gold.isdigit() for item in report.items)

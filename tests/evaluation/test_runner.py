@@ -73,10 +73,10 @@ async def test_self_consistency_beats_a_single_sample(backend: ScriptedBackend) 
     assert base.interval.low < base.accuracy < base.interval.high
 
 
-async def test_answers_are_compared_in_canonical_form() -> None:
-    backend = ScriptedBackend(["#### 1,000.0"])
-    report = await evaluate(backend, [Question("a", 1000), Question("b", "1000"), Question("c", 100)], config=CONFIG)
-    assert [item.correct for item in report.items] == [True, True, False]
+async def test_answers_are_compared_by_value() -> None:
+    golds = ["1000", 1000, "1,000", r"\frac{2000}{2}", "10^3", "100"]
+    report = await evaluate(ScriptedBackend(["#### 1,000.0"]), [Question("q", gold) for gold in golds], config=CONFIG)
+    assert [item.correct for item in report.items] == [True, True, True, True, True, False]
     assert {item.answer for item in report.items} == {"1,000.0"}
 
 

@@ -4,21 +4,84 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
 
-class FirstFailure(asyncio.TaskGroup):
-    """A task group whose error is that of the task that failed first, and not a group of errors."""
+class FirstFailure:
+    """Tasks that end together: once one fails, or the ``async with`` block does, the others are cancelled.
 
-    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
-        """Wait for all tasks, and cancel them when one fails."""
-        try:
-            await super().__aexit__(kind, error, trace)
-        except BaseExceptionGroup as errors:
-            first = errors.exceptions[0]
-            raise first from first.__cause__
+    What is raised is the first failure, not a group of all. Unlike with `asyncio.TaskGroup`, whoever is cancelled while
+    the others end is cancelled, and does not see the failure, which they may take for one that another try mends; and a
+    failure leaves no request to cancel behind, which a deadline around it would take for one of somebody else's.
+    """
+
+    def __init__(self) -> None:
+        """There are no tasks yet."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._failure: BaseException | None = None
+        self._ending = False
+        self._within = False
+        self._interrupted = False
+
+    async def __aenter__(self) -> Self:
+        """Begin the block."""
+        parent = asyncio.current_task()
+        assert parent is not None, "this is for tasks only"
+        self._parent = parent
+        self._cancelling = parent.cancelling()
+        self._within = True
+        return self
+
+    def create_task(self, call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task that the block waits for at its end."""
+        task = asyncio.create_task(call)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for all tasks."""
+        self._within = False
+        if self._interrupted:
+            self._parent.uncancel()
+        if error is not None:
+            self._failure = self._failure or error
+            self._end()
+        cancelled = error if isinstance(error, asyncio.CancelledError) else None
+        while self._tasks:
+            try:
+                await asyncio.wait(self._tasks)
+            except asyncio.CancelledError as request:
+                cancelled = request
+                self._end()
+        failure, self._failure = self._failure, None
+        if cancelled is not None and self._parent.cancelling() > self._cancelling:
+            raise cancelled from (failure if failure is not cancelled else cancelled.__cause__)
+        if failure is not None and failure is not error:
+            raise failure from failure.__cause__
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is None or self._failure is not None:
+            return
+        self._failure = error
+        self._end()
+        if self._within:  # It may wait for something that is of no use any more.
+            self._interrupted = True
+            self._parent.cancel()
+
+    def _end(self) -> None:
+        """Cancel all tasks, once: those that clean up are not disturbed."""
+        if not self._ending:
+            self._ending = True
+            for task in self._tasks:
+                task.cancel()
 
 
 async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -6,9 +6,11 @@ import asyncio
 import base64
 import json
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -141,11 +143,46 @@ def test_which_statuses_are_worth_another_try() -> None:
         ({"retry-after-ms": "soon", "retry-after": "2"}, 2.0),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
         ({"retry-after": "in a while"}, None),
+        ({"retry-after": "86400"}, 86400.0),
+        ({"retry-after": "86401"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "1e400"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after-ms": "1e400", "retry-after": "2"}, 2.0),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, None),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 -9999"}, None),
+        ({"retry-after": "Fri, 31 Dec 99999999999999999999 23:59:59 GMT"}, None),
+        ({"retry-after": "Fri, 31 Dec 2999 23:59:59 +99999999999999999999"}, None),
+        ({"retry-after": "Thu, 01 Jan 0001 00:00:00 +2359"}, 0.0),
+        ({"retry-after": ""}, None),
     ],
     ids=str,
 )
 def test_the_wait_that_a_server_asks_for(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers) == seconds
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo", "UTC"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "%a, %d %b %Y %H:%M:%S GMT",
+        "%A, %d-%b-%y %H:%M:%S GMT",
+        "%a %b %d %H:%M:%S %Y",
+        "%a, %d %b %Y %H:%M:%S -0000",
+        "%a, %d %b %Y %H:%M:%S",
+    ],
+)
+def test_dates_are_in_utc_wherever_this_is(zone: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = datetime(2030, 5, 6, 7, 8, 9, tzinfo=UTC)
+    monkeypatch.setattr("backends.endpoints.statuses.time.time", lambda: moment.timestamp() - 10)
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert retry_after({"retry-after": moment.strftime(form)}) == 10
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_addresses_are_taken_apart() -> None:

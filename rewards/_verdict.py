@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any
 
+from rewards._json import no_constant
+
 _TOKEN = re.compile(r'\{\s*(["}]?)|\}')
 _BACKSLASH = re.compile(r'\\(u[0-9a-fA-F]{4}|["\\/bfnrt])?')
 _MOST_FAILURES = 100
@@ -52,8 +54,4 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_repetition, parse_constant=_no_constant, strict=False)
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repetition, parse_constant=no_constant, strict=False)

@@ -15,25 +15,15 @@ from collections.abc import Sequence
 
 from rewards.answers import canonical, without_layout
 from rewards.errors import RewardError, RewardTimeoutError
-from rewards.workers import Workers
+from rewards.shared_workers import Allowance, shared_workers
 
-SECONDS = 1.0
-"""Most processor time that reading one answer may take; a hundred times what usual ones do."""
-MEMORY = 2 << 30
-"""Most address space of a process that reads answers, in bytes."""
 LONGEST = 512
 """Characters; longer answers are compared as text."""
 REMEMBERED = 4096
 """Answers whose keys are kept for the next time, by this process."""
 
 _log = logging.getLogger(__name__)
-_workers = Workers(
-    "rewards._math_key:math_key",
-    name="reading an answer",
-    seconds=20 * SECONDS,
-    cpu_seconds=SECONDS,
-    memory=MEMORY,
-)
+_workers = shared_workers("rewards._math_key:math_key", name="reading an answer")
 _known: dict[str, str] = {}
 _lock = threading.Lock()
 
@@ -71,7 +61,7 @@ _TWO_NUMBERS = re.compile(r"[0-9] +[0-9]")
 _IN_OTHER_BASE = re.compile(r"[0-9A-Za-z]+_\{?[0-9]+\}?")
 
 
-async def equivalence_keys(answers: Sequence[str]) -> list[str]:
+async def equivalence_keys(answers: Sequence[str], *, allowance: Allowance | None = None) -> list[str]:
     r"""Return a key for each answer: equal keys mean equal values, however they are written.
 
     ``1/2``, ``0.5``, ``\frac12`` and ``50\%`` have one key. Numbers are compared exactly, roots and the like to 12
@@ -81,10 +71,14 @@ async def equivalence_keys(answers: Sequence[str]) -> list[str]:
 
     Args:
         answers: Answers as they were written; an empty one has the key ``""``.
+        allowance: What a run has left of the processes that read answers; when it is used up, the rest is compared as
+            text. By default, that of a call outside of runs.
     """
+    own = Allowance() if allowance is None else allowance
     keys = {answer: _known.get(answer) for answer in answers}
-    missing = [answer for answer, key in keys.items() if key is None]
-    found = dict(zip(missing, await asyncio.gather(*map(_key, missing)), strict=True))
+    # In an order of their own: what is compared as text in the end must not depend on the order of a group.
+    missing = sorted(answer for answer, key in keys.items() if key is None)
+    found = dict(zip(missing, await asyncio.gather(*(_key(answer, own) for answer in missing)), strict=True))
     with _lock:  # There may be event loops in several threads.
         _known.update({answer: key for answer, (key, lasting) in found.items() if lasting})
         while len(_known) > REMEMBERED:
@@ -92,7 +86,7 @@ async def equivalence_keys(answers: Sequence[str]) -> list[str]:
     return [found[answer][0] if answer in found else keys[answer] or "" for answer in answers]
 
 
-async def _key(answer: str) -> tuple[str, bool]:
+async def _key(answer: str, allowance: Allowance) -> tuple[str, bool]:
     """Return the key of an answer, and whether it would be the same another time."""
     if len(answer) <= LONGEST:
         answer = _bare(_IN_WORDS.sub("%", answer))
@@ -101,7 +95,7 @@ async def _key(answer: str) -> tuple[str, bool]:
         return plain, True
     lasting = True
     try:
-        key = await _workers.call(_latex(answer))
+        key = await allowance.call(_workers, _latex(answer))
     except RewardError as error:
         lasting = isinstance(error, RewardTimeoutError)
         _log.log(logging.DEBUG if lasting else logging.WARNING, "an answer was compared as text: %s", error)

@@ -6,24 +6,17 @@ import json
 import re
 from typing import Any
 
-from backends import Completion
-from rewards.confined import MEMORY, SECONDS, ConfinedReward
+from backends import Completion, Prompt
+from rewards._json import no_constant
+from rewards.confined import ConfinedReward
 from rewards.errors import RewardSpecError
 from rewards.registry import register
-from rewards.workers import Workers
+from rewards.shared_workers import shared_workers
 
 LONGEST = 100_000
 """Characters of a schema, as JSON."""
 
 _FENCE = re.compile(r"```[ \t]*+(?:json|JSON)?[ \t]*+\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
-
-_workers = Workers(
-    "rewards._schema_check:problem",
-    name="checking a schema",
-    seconds=20 * SECONDS,
-    cpu_seconds=SECONDS,
-    memory=MEMORY,
-)
 
 
 @register("json_schema")
@@ -35,6 +28,7 @@ class JSONSchema(ConfinedReward):
     """
 
     minimum, maximum = 0.0, 1.0
+    workers = shared_workers("rewards._schema_check:problem", name="checking a schema")
 
     def __init__(self, schema: dict[str, Any]) -> None:
         """Set the schema.
@@ -57,12 +51,16 @@ class JSONSchema(ConfinedReward):
             raise RewardSpecError(f"the schema has {len(self._schema)} characters; allowed: at most {LONGEST}")
         self._checked = check_small(self._schema)
 
-    async def verdict(self, text: str) -> float:
-        """Return 1 for JSON that the schema allows, 0 for other JSON or none."""
-        found = find_json(text)
+    async def judge(self, prompt: Prompt, completion: Completion) -> float:
+        """Return 1 for JSON that the schema allows, 0 for other JSON or none.
+
+        Raises:
+            RewardError: It took too long, or the schema is none.
+        """
+        found = find_json(completion.text)
         if found is None and self._checked:
             return 0.0
-        return float(await _workers.call(self._schema, found) is None)
+        return float(await self.ask(self._schema, found) is None)
 
     def answer(self, completion: Completion) -> str | None:
         """Return the JSON, as it is written."""
@@ -82,11 +80,7 @@ def find_json(text: str) -> str | None:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text, parse_constant=_no_constant)
+        json.loads(text, parse_constant=no_constant)
     except (ValueError, RecursionError):  # RecursionError: deeper than any honest answer.
         return False
     return True
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")

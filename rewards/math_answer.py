@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Self
 
 from backends import Completion, Prompt
 from rewards.answers import canonical, extract_answer
@@ -10,6 +11,7 @@ from rewards.equivalence import equivalence_keys
 from rewards.errors import RewardSpecError
 from rewards.pointwise import PointwiseReward
 from rewards.registry import register
+from rewards.shared_workers import PATIENCE, Allowance
 
 
 @register("math_answer")
@@ -21,6 +23,10 @@ class MathAnswer(PointwiseReward):
     """
 
     minimum, maximum = 0.0, 1.0
+    concurrency = Allowance.at_once  # The time of a judgement begins when it is its turn.
+
+    _allowance: Allowance | None = None
+    """What this run has left of the processes that read answers; None outside of one."""
 
     def __init__(self, gold: str | int | float) -> None:
         r"""Set the answer.
@@ -39,8 +45,16 @@ class MathAnswer(PointwiseReward):
 
     async def judge(self, prompt: Prompt, completion: Completion) -> float:
         """Return 1 for a right answer, 0 for a wrong or missing one."""
-        gold, key = await equivalence_keys([self._gold, self.answer(completion) or ""])
+        # The right answer first, whatever the others take of the allowance.
+        (gold,) = await equivalence_keys([self._gold], allowance=self._allowance)
+        (key,) = await equivalence_keys([self.answer(completion) or ""], allowance=self._allowance)
         return float(key == gold)
+
+    def session(self) -> Self:
+        """Return a copy with an allowance for one run, which judges what recurs only once."""
+        session = super().session()
+        session._allowance = Allowance(patience=PATIENCE)
+        return session
 
     def answer(self, completion: Completion) -> str | None:
         """Return the final answer as it is written in the completion."""

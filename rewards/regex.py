@@ -5,23 +5,16 @@ from __future__ import annotations
 import re
 from re import _parser  # type: ignore[attr-defined]  # There is no public way to check a pattern and not compile it.
 
-from rewards.confined import MEMORY, SECONDS, ConfinedReward
+from backends import Completion, Prompt
+from rewards.confined import ConfinedReward
 from rewards.errors import RewardSpecError
 from rewards.registry import register
-from rewards.workers import Workers
+from rewards.shared_workers import shared_workers
 
 LONGEST = 2000
 """Characters of a pattern; to read so many takes a few milliseconds at most."""
 
 _FLAGS = re.MULTILINE | re.DOTALL
-
-_workers = Workers(
-    "rewards.regex:search",
-    name="searching for a pattern",
-    seconds=20 * SECONDS,
-    cpu_seconds=SECONDS,
-    memory=MEMORY,
-)
 
 
 @register("regex")
@@ -32,6 +25,7 @@ class Regex(ConfinedReward):
     """
 
     minimum, maximum = 0.0, 1.0
+    workers = shared_workers("rewards.regex:search", name="searching for a pattern")
 
     def __init__(self, pattern: str, ignore_case: bool = False, full: bool = False) -> None:
         """Set the pattern.
@@ -54,9 +48,13 @@ class Regex(ConfinedReward):
         except (re.error, ValueError, RecursionError, OverflowError) as error:
             raise RewardSpecError(f"pattern {pattern!r:.200} is no regular expression: {error}") from error
 
-    async def verdict(self, text: str) -> float:
-        """Return 1 if the pattern is found, 0 if not."""
-        return float(await _workers.call(*self._arguments, text=text))
+    async def judge(self, prompt: Prompt, completion: Completion) -> float:
+        """Return 1 if the pattern is found, 0 if not.
+
+        Raises:
+            RewardError: It took too long, or the pattern is none.
+        """
+        return float(await self.ask(*self._arguments, text=completion.text))
 
 
 def check_syntax(pattern: str) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 from backends import Completion, Prompt
 from rewards.answers import canonical, extract_answer
+from rewards.base import Reward
 from rewards.choice import extract_choice
 from rewards.equivalence import equivalence_keys
 from rewards.errors import RewardError
 from rewards.registry import register
+from rewards.shared_workers import PATIENCE, Allowance
 from rewards.voting import VotingReward
 
 _EXTRACTORS: dict[str, Callable[[str], str | None]] = {"answer": extract_answer, "choice": extract_choice}
@@ -43,11 +46,20 @@ class SelfConsistency(VotingReward):
         super().__init__(accumulate=accumulate)
         self._extract = extractor if callable(extractor) else _EXTRACTORS[extractor]
         self._by_value = equivalence == "math"
+        self._allowance: Allowance | None = None
 
     async def ballots(self, prompt: Prompt, completions: Sequence[Completion]) -> list[str | None]:
         """Return the key of each answer."""
         answers = [self.answer(completion) or "" for completion in completions]
-        return [*(await equivalence_keys(answers) if self._by_value else map(canonical, answers))]
+        if not self._by_value:
+            return [canonical(answer) for answer in answers]
+        return [*await equivalence_keys(answers, allowance=self._allowance)]
+
+    def session(self) -> Reward:
+        """Return a copy with an allowance for one run; see `VotingReward.session`."""
+        session = copy.copy(self)
+        session._allowance = Allowance(patience=PATIENCE)
+        return VotingReward.session(session)
 
     def answer(self, completion: Completion) -> str | None:
         """Return the final answer as it is written in the completion."""

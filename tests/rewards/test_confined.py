@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from backends import Completion
+from backends import Completion, Prompt
 from rewards import RewardError
-from rewards.confined import PATIENCE, ConfinedReward
+from rewards.confined import ConfinedReward
+from rewards.shared_workers import PATIENCE
 from rewards.workers import DEFAULT_SIZE, Workers
 
 
@@ -18,10 +20,10 @@ class Length(ConfinedReward):
         self.finished = finished
         self.asked = asyncio.Event()
 
-    async def verdict(self, text: str) -> float:
+    async def judge(self, prompt: Prompt, completion: Completion) -> float:
         self.asked.set()
-        length = await self.workers.call(text)
-        self.finished.append(text)
+        length = await self.ask(completion.text)
+        self.finished.append(completion.text)
         return float(length)
 
 
@@ -36,18 +38,24 @@ async def test_runs_that_share_the_processes_are_served_in_turn() -> None:
     workers.close()
 
 
+class Failing(Workers):
+    """Processes whose every call fails, without any."""
+
+    def __init__(self) -> None:
+        super().__init__("builtins:len", name="failing")
+        self.calls = 0
+
+    async def call(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        raise RewardError("never")
+
+
 async def test_outside_of_a_run_nothing_is_given_up() -> None:
-    class Failing(ConfinedReward):
-        calls = 0
-
-        async def verdict(self, text: str) -> float:
-            Failing.calls += 1
-            raise RewardError("never")
-
     group = [Completion(text=str(n)) for n in range(9)]
-    for reward, calls in ((Failing(), 9), (Failing().session(), PATIENCE + DEFAULT_SIZE - 1)):
-        Failing.calls = 0
-        with pytest.raises(RewardError, match="never"):
-            await reward.score("q", group)
-        assert Failing.calls <= calls
-        assert (Failing.calls == 9) == (calls == 9)
+    workers = Failing()
+    with pytest.raises(RewardError, match="never"):
+        await Length(workers, []).score("q", group)
+    assert workers.calls == 9
+    with pytest.raises(RewardError, match="never"):
+        await Length(workers, []).session().score("q", group)
+    assert workers.calls <= 9 + PATIENCE + DEFAULT_SIZE - 1

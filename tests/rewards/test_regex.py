@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import Completion
-from rewards import JSONSchema, Regex, RewardError, RewardSpecError, RewardTimeoutError, build, regex
-from rewards.confined import PATIENCE
+from rewards import JSONSchema, Regex, RewardError, RewardSpecError, RewardTimeoutError, build
+from rewards.shared_workers import PATIENCE
 from rewards.workers import DEFAULT_SIZE
 
 
@@ -63,13 +63,13 @@ async def test_a_pattern_that_takes_too_long_twice_is_given_up_for_the_rest_of_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     searched = []
-    call = regex._workers.call
+    call = Regex.workers.call
 
     async def counted(*args: Any, text: str) -> Any:
         searched.append(text)
         return await call(*args, text=text)
 
-    monkeypatch.setattr(regex._workers, "call", counted)
+    monkeypatch.setattr(Regex.workers, "call", counted)
     reward = Regex("^(a+)+$")
     run = reward.session()
     evil = [Completion(text="a" * 40 + "!" * n) for n in range(1, 20)]

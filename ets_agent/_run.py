@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing, asynccontextmanager, nullcontext
@@ -35,6 +34,7 @@ from ets_agent.results import (
     Warned,
 )
 from rewards import Reward
+from rewards.base import checked_verdicts
 from rewards.timeouts import within
 
 T = TypeVar("T")
@@ -270,11 +270,14 @@ class Run:
         if self._reward.pointwise:  # A verdict holds whatever else is in the group.
             entries = list({id(rollout): (rollout, c) for rollout, c in entries if not rollout.judged}.values())
         if entries:
-            name = f"reward {self._reward.name or type(self._reward).__name__}"
+            name = f"reward {self._reward.label!r}"
             try:
                 verdicts = self._reward.score(self._prompt, [completion for _, completion in entries])
-                scores = await self._within(within(self._reward.time_limit, verdicts, what=name))
-                _check_scores(scores, len(entries))
+                scores = checked_verdicts(
+                    await self._within(within(self._reward.time_limit, verdicts, what=name)),
+                    len(entries),
+                    self._reward.label,
+                )
             except _DeadlineError:
                 raise
             except Exception as error:  # A reward is foreign code; whatever it raises costs its verdict, not the run.
@@ -291,7 +294,7 @@ class Run:
         """Ask the reward for the final answer; what it cannot read is no answer."""
         try:
             answer = self._reward.answer(completion)
-        except Exception as error:  # Foreign code, as in `_judge`.
+        except (Exception, SystemExit) as error:  # Foreign code, as in `_judge`.
             warning = f"the reward could not read an answer: {type(error).__name__}: {error}"
             if warning not in self._warnings:
                 self._warnings.append(warning)
@@ -374,12 +377,3 @@ def _common_beginning(texts: Sequence[str]) -> str:
     first, last = min(texts), max(texts)  # All others stand between these two, and so begin alike.
     same = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
     return first[: next(same, len(first))]
-
-
-def _check_scores(scores: Sequence[float | None], expected: int) -> None:
-    """Refuse what is no list of verdicts."""
-    if len(scores) != expected:
-        raise ValueError(f"it returned {len(scores)} rewards for {expected} completions")
-    for score in scores:
-        if score is not None and (math.isnan(score) or score == math.inf):
-            raise ValueError(f"it returned {score}; allowed are finite numbers, minus infinity and None")

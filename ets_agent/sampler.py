@@ -255,13 +255,13 @@ class ETS:
         """Refuse settings and rewards that the models cannot serve."""
         if reward.needs and self._proposal is not None:
             raise CapabilityError(
-                f"reward {reward.name} judges by what the reference says of a response, but the rollouts come from a "
-                "proposal: leave the proposal out, or take another reward"
+                f"reward {reward.label!r} judges by what the reference says of a response, but the rollouts come from "
+                "a proposal: leave the proposal out, or take another reward"
             )
         for capability in sorted(reward.needs):
             if not getattr(self._backend.capabilities, capability):
                 raise CapabilityError(
-                    f"reward {reward.name} needs {capability}, which {self._backend.name} cannot give"
+                    f"reward {reward.label!r} needs {capability}, which {self._backend.name} cannot give"
                 )
         check_proposal_settings(config, proposal=self._proposal is not None)
         if self._proposal is not None:

@@ -69,7 +69,7 @@ def _imported(target: str) -> Callable[..., Any] | str:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:
+    except BaseException as error:  # A module may even ask for the end of the process.
         return f"cannot import {name} from {module}: {type(error).__name__}: {error}"
     return found if callable(found) else f"{target} is no function"
 
@@ -80,8 +80,8 @@ def _reply(function: Callable[..., Any] | str, request: bytes) -> bytes:
     try:
         args, kwargs = pickle.loads(request)
         return pickle.dumps((True, function(*args, **kwargs)))
-    except Exception as error:
-        return pickle.dumps((False, f"{type(error).__name__}: {error}"))
+    except BaseException as error:  # SystemExit is a failure like any other, and no reason to start another process.
+        return pickle.dumps((False, f"{type(error).__name__}: {error}".removesuffix(": ")))
 
 
 def _read(stream: FileIO, size: int) -> bytes | None:

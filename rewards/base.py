@@ -26,7 +26,7 @@ class Reward(ABC):
     """Whether a verdict depends on the completion alone, so that it holds in any group and is asked for only once."""
 
     minimum: float | None = None
-    """The smallest reward that there is, where that is known."""
+    """The smallest finite reward that there is, where that is known."""
 
     maximum: float | None = None
     """The largest reward that there is, where that is known; it tells how much a rare success would count for."""
@@ -41,13 +41,18 @@ class Reward(ABC):
     problems: Sequence[str] = ()
     """What went wrong in the last call of `score` without voiding it, in words; the sampler reports it."""
 
+    @property
+    def label(self) -> str:
+        """What the reward is called in messages: its name, or that of its class."""
+        return self.name or type(self).__name__
+
     @abstractmethod
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
-        """Return one reward per completion, in order.
+        """Return one reward per completion, in order: a finite number, minus infinity, or None.
 
-        None means "no verdict" (an abstention, a judge that failed): the completion is left out of the estimate, which
-        is not the same as 0. A completion whose draw failed (finish reason ``error``) never has one. Neither the prompt
-        nor the completions may be changed.
+        Minus infinity means that the response must not be chosen. None means "no verdict" (an abstention, a judge that
+        failed): the completion is left out of the estimate, which is not the same as 0. A completion whose draw failed
+        (finish reason ``error``) never has one. Neither the prompt nor the completions may be changed.
 
         Raises:
             RewardError: Nothing could be judged.
@@ -83,18 +88,33 @@ async def score_drawn(
     return [None if completion.finish_reason == "error" else next(verdicts) for completion in completions]
 
 
-def checked_verdict(value: Any, name: str) -> float | None:
-    """Return what a judge returned as a float, or None.
+def checked_verdicts(values: Any, count: int, label: str) -> list[float | None]:
+    """Return what a judge returned, as floats and None; the rule is that of `Reward.score`.
+
+    Args:
+        values: What it returned.
+        count: How many verdicts there have to be.
+        label: What the reward is called, see `Reward.label`.
 
     Raises:
-        RewardError: It is neither None nor a finite number.
+        RewardError: It is no list of as many verdicts.
     """
+    try:
+        given = list(values)
+    except TypeError:
+        raise RewardError(f"reward {label!r} must return a list, not {type(values).__name__}") from None
+    if len(given) != count:
+        raise RewardError(f"reward {label!r} returned {len(given)} values for {count} completions")
+    return [_checked(value, label) for value in given]
+
+
+def _checked(value: Any, label: str) -> float | None:
     if value is None:
         return None
     try:
         number = float(value) if isinstance(value, SupportsFloat) else math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise RewardError(f"reward {name!r} must return finite numbers or None, not {value!r:.80}")
+    if math.isnan(number) or number == math.inf:
+        raise RewardError(f"reward {label!r} must return finite numbers, -inf or None, not {value!r:.80}")
     return number

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from backends import Completion, Prompt
 from backends.concurrency import all_of
-from rewards.base import Reward, checked_verdict, score_drawn
+from rewards.base import Reward, checked_verdicts, score_drawn
 from rewards.errors import RewardError, RewardSpecError, RewardTimeoutError, failed
 from rewards.registry import RewardSpec, build, register
 from rewards.timeouts import within
@@ -27,9 +27,12 @@ class Combination(Reward):
     """A reward made of others, its parts; subclasses say how.
 
     Parts judge at the same time, each within its own ``time_limit``. If one of them fails, nothing is judged. A
-    completion on which a part that counts has no verdict has none; that is not the same as 0. Sessions, steps and
-    problems are passed on. Parts that were built here, from a specification, are closed with the combination; a reward
-    that was given as an object stays the caller's.
+    completion on which a part that counts has no verdict has none; that is not the same as 0. Minus infinity is a
+    veto: what one part forbids, a sum, a product or a rescaled reward forbids, whatever the others say and whatever its
+    sign; only what counts 0 times forbids nothing. To a gate and to ``clip`` it is a very small number.
+
+    Sessions, steps and problems are passed on. Parts that were built here, from a specification, are closed with the
+    combination; a reward that was given as an object stays the caller's.
 
     ``maximum`` is a bound, which may be out of reach where parts exclude each other; it is known where it follows from
     those of the parts.
@@ -65,7 +68,7 @@ class Combination(Reward):
             part.called = False
 
         async def judge(drawn: list[Completion]) -> Verdicts:
-            return [checked_verdict(value, self.name) for value in await self.judge(prompt, drawn)]
+            return checked_verdicts(await self.judge(prompt, drawn), len(drawn), self.label)
 
         verdicts = await score_drawn(completions, judge)
         self.problems = list(dict.fromkeys(problem for part in self._parts for problem in part.problems))
@@ -139,21 +142,16 @@ class _Part:
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> Verdicts:
         self.called = True
-        name = f"reward {self.reward.name or type(self.reward).__name__!r}"
+        label, work = self.reward.label, self.reward.score(prompt, completions)
         try:
-            work = self.reward.score(prompt, completions)
-            verdicts = [
-                checked_verdict(v, self.reward.name) for v in await within(self.reward.time_limit, work, what=name)
-            ]
+            verdicts = await within(self.reward.time_limit, work, what=f"reward {label!r}")
+            return checked_verdicts(verdicts, len(completions), label)
         except RewardTimeoutError as error:
             raise RewardTimeoutError(f"{self.path}: {error}") from error
         except RewardError as error:
             raise RewardError(f"{self.path}: {error}") from error
         except Exception as error:  # A reward may be foreign code.
-            raise failed(f"{self.path}: {name}", error) from error
-        if len(verdicts) != len(completions):
-            raise RewardError(f"{self.path}: {name} returned {len(verdicts)} values for {len(completions)} completions")
-        return verdicts
+            raise failed(f"{self.path}: reward {label!r}", error) from error
 
 
 @register("weighted_sum")
@@ -179,9 +177,11 @@ class WeightedSum(Combination):
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> Verdicts:
         """Return the sums."""
+        parts = zip(self._weights, await self._all(prompt, completions), strict=True)
+        counting = [verdicts if weight else _without_vetoes(verdicts) for weight, verdicts in parts]
         return [
-            _known(lambda values: sum(w * v for w, v in zip(self._weights, values, strict=True)), verdicts)
-            for verdicts in zip(*await self._all(prompt, completions), strict=True)
+            _combined(lambda values: sum(w * v for w, v in zip(self._weights, values, strict=True)), verdicts)
+            for verdicts in zip(*counting, strict=True)
         ]
 
 
@@ -205,7 +205,7 @@ class Product(Combination):
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> Verdicts:
         """Return the products."""
-        return [_known(math.prod, verdicts) for verdicts in zip(*await self._all(prompt, completions), strict=True)]
+        return [_combined(math.prod, verdicts) for verdicts in zip(*await self._all(prompt, completions), strict=True)]
 
 
 @register("gate")
@@ -315,7 +315,8 @@ class Rescale(Combination):
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> Verdicts:
         """Return the rescaled rewards."""
         (verdicts,) = await self._all(prompt, completions)
-        return [None if verdict is None else self._scale * verdict + self._shift for verdict in verdicts]
+        counting = verdicts if self._scale else _without_vetoes(verdicts)
+        return [_combined(lambda values: self._scale * values[0] + self._shift, [verdict]) for verdict in counting]
 
 
 def _listed(rewards: Sequence[RewardSpec]) -> dict[str, RewardSpec]:
@@ -341,6 +342,25 @@ def _known(function: Callable[[Sequence[float]], float], values: Iterable[float 
     given = list(values)
     known = [value for value in given if value is not None]
     return function(known) if len(known) == len(given) else None
+
+
+def _combined(function: Callable[[Sequence[float]], float], verdicts: Sequence[float | None]) -> float | None:
+    """Return a function of the parts' verdicts on one completion; minus infinity if one is, None if one is not known.
+
+    Raises:
+        RewardError: The result is too large for a number.
+    """
+    if -math.inf in verdicts:
+        return -math.inf
+    value = _known(function, verdicts)
+    if value is not None and not math.isfinite(value):
+        raise RewardError(f"the rewards {verdicts!r:.80} are too large to be combined")
+    return value
+
+
+def _without_vetoes(verdicts: Verdicts) -> Verdicts:
+    """Return verdicts that count 0 times, where minus infinity would make no number of 0."""
+    return [0.0 if verdict == -math.inf else verdict for verdict in verdicts]
 
 
 def _scaled(bounds: tuple[float | None, float | None], scale: float) -> tuple[float | None, float | None]:

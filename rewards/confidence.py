@@ -28,7 +28,7 @@ class _ConfidenceReward(PointwiseReward):
         total = None if confidence is None else self._total(confidence)
         if confidence is None or total is None:
             raise RewardError(
-                f"reward {self.name!r} needs completions that tell their confidence, as a backend draws them "
+                f"reward {self.label!r} needs completions that tell their confidence, as a backend draws them "
                 "with SamplingParams(confidence=True)"
             )
         return total / confidence.num_tokens if confidence.num_tokens else None

@@ -17,4 +17,9 @@ class RewardTimeoutError(RewardError, TimeoutError):
 
 def failed(name: str, error: BaseException) -> RewardError:
     """Return the error for ``reward 'mine'`` or the like, whose code raised another one."""
-    return RewardError(f"{name} failed: {type(error).__name__}: {error}")
+    return RewardError(f"{name} failed: {described(error)}")
+
+
+def described(error: BaseException) -> str:
+    """Return an error's class and what it says, if it says anything."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from backends import Completion, Prompt
-from rewards.base import Reward, checked_verdict, score_drawn
+from rewards.base import Reward, checked_verdicts, score_drawn
 from rewards.errors import RewardError, RewardSpecError, failed
 from rewards.pointwise import PointwiseReward
 from rewards.threads import in_thread
@@ -40,8 +40,8 @@ class FunctionReward(PointwiseReward):
         """Wrap a function.
 
         Args:
-            function: Takes one completion, and the prompt too if it has a parameter ``prompt``; returns a finite
-                number, or None for "no verdict".
+            function: Takes one completion, and the prompt too if it has a parameter ``prompt``; returns a
+                verdict, see `Reward.score`.
             name: The reward's name; by default the function's.
             timeout: Seconds that a call may take; None for no limit.
             process: Whether to run it in a process of its own, which is killed when it takes too long.
@@ -52,12 +52,13 @@ class FunctionReward(PointwiseReward):
         """
         self._function = Function(function, "one completion", name, timeout, process, arguments or {})
         self.name = self._function.name
-        self.timeout = None  # The function has its own.
+        self.timeout = timeout
+        self.judgement_limit = None  # The function has its own.
         self.concurrency = None if self._function.asynchronous else 1
 
     async def judge(self, prompt: Prompt, completion: Completion) -> float | None:
         """Return what the function returns."""
-        return checked_verdict(await self._function(prompt, completion), self.name)
+        return cast("float | None", await self._function(prompt, completion))  # Checked by whoever asks.
 
     async def aclose(self) -> None:
         """End the function's process, if it has one."""
@@ -76,13 +77,14 @@ class GroupFunctionReward(Reward):
         process: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Wrap a function that returns one finite number, or None, for each completion; otherwise as `FunctionReward`.
+        """Wrap a function that returns one verdict for each completion; otherwise as `FunctionReward`.
 
         Raises:
             RewardSpecError: The function cannot be called like this.
         """
         self._function = Function(function, "the list of completions", name, timeout, process, arguments or {})
         self.name = self._function.name
+        self.timeout = timeout
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
         """Return the function's verdicts, None for failed draws.
@@ -98,14 +100,8 @@ class GroupFunctionReward(Reward):
         except RewardError:
             raise
         except Exception as error:
-            raise failed(f"reward {self.name!r}", error) from error
-        try:
-            values = list(values)
-        except TypeError:
-            raise RewardError(f"reward {self.name!r} must return a list, not {type(values).__name__}") from None
-        if len(values) != len(drawn):
-            raise RewardError(f"reward {self.name!r} returned {len(values)} values for {len(drawn)} completions")
-        return [checked_verdict(value, self.name) for value in values]
+            raise failed(f"reward {self.label!r}", error) from error
+        return checked_verdicts(values, len(drawn), self.label)
 
     async def aclose(self) -> None:
         """End the function's process, if it has one."""

@@ -14,6 +14,7 @@ from typing import Literal, Self
 import backends
 from backends import Backend, Completion, Prompt, SamplingParams
 from rewards import _weights
+from rewards._attempts import attempts, failures
 from rewards._tournament import Pair, pairings, win_rates
 from rewards._verdict import last_object
 from rewards.base import score_drawn
@@ -140,7 +141,7 @@ class LLMJudge(PointwiseReward):
         self._opponents = opponents
         self._unread = 0
         self._duels: dict[Pair, _Duel | None] | None = None
-        self.timeout = timeout
+        self.timeout = self.judgement_limit = timeout
         self.concurrency = concurrency
         self.pointwise = mode == "score"
 
@@ -158,7 +159,7 @@ class LLMJudge(PointwiseReward):
         else:
             verdicts = await score_drawn(completions, lambda drawn: self._compare(prompt, drawn))
         if self._unread:
-            unread = f"reward {self.name!r}: judgements of which too few replies could be read: {self._unread}"
+            unread = f"reward {self.label!r}: judgements of which too few replies could be read: {self._unread}"
             self.problems = [*self.problems, unread]
         return verdicts
 
@@ -222,22 +223,23 @@ class LLMJudge(PointwiseReward):
         return (score - low) / (high - low)
 
     async def _compare(self, prompt: Prompt, drawn: Sequence[Completion]) -> list[float | None]:
+        async def hold(pair: Pair) -> _Duel | None:
+            return await within(self.timeout, self._duel(prompt, *pair), what=f"reward {self.label!r}")
+
         _weights.check_weights(drawn)
         pairs = pairings({completion.text for completion in drawn}, self._opponents, place=self._place)
         known = {} if self._duels is None else self._duels
         todo = [pair for pair in pairs if pair not in known]
-        outcomes = dict(zip(todo, await self._hold(prompt, todo), strict=True))
-        failures = [outcome for outcome in outcomes.values() if isinstance(outcome, Exception)]
-        if failures and len(failures) == len(pairs):
-            self._raise(failures[0])
+        outcomes = dict(zip(todo, await attempts(hold, todo, at_once=self.concurrency), strict=True))
+        failed = failures([outcomes.get(pair) for pair in pairs], what=f"reward {self.label!r}")
         known |= {pair: outcome for pair, outcome in outcomes.items() if not isinstance(outcome, Exception)}
-        if failures:
-            self.problems = [f"reward {self.name!r} failed on {len(failures)} of {len(pairs)} pairs: {failures[0]}"]
+        if failed:
+            self.problems = [f"reward {self.label!r} failed on {len(failed)} of {len(pairs)} pairs: {failed[0]}"]
         duels = {pair: duel for pair in pairs if (duel := known.get(pair)) is not None}
         swayed = sum(duel.swayed for duel in duels.values())
         if swayed and swayed >= _SWAYED * len(duels):
             told = (
-                f"reward {self.name!r}: in {swayed} of {len(duels)} pairs the judge chose by place, which gives a tie"
+                f"reward {self.label!r}: in {swayed} of {len(duels)} pairs the judge chose by place, which gives a tie"
             )
             self.problems = [*self.problems, told]
         shares = {pair: duel.share for pair, duel in duels.items()}
@@ -245,21 +247,6 @@ class LLMJudge(PointwiseReward):
 
     def _place(self, text: str) -> bytes:
         return hashlib.blake2b(json.dumps([self._seed, text]).encode()).digest()
-
-    async def _hold(self, prompt: Prompt, pairs: Sequence[Pair]) -> list[_Duel | Exception | None]:
-        """Return what came of the pairs, None where the judge gave no verdict."""
-        places = asyncio.Semaphore(self.concurrency or 1)
-
-        async def attempt(pair: Pair) -> _Duel | Exception | None:
-            async with places:
-                try:
-                    return await within(self.timeout, self._duel(prompt, *pair), what=f"reward {self.name!r}")
-                except Exception as error:  # Data, not a crash: it costs one pair.
-                    return error
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(attempt(pair)) for pair in pairs]
-        return [task.result() for task in tasks]
 
     async def _duel(self, prompt: Prompt, one: str, other: str) -> _Duel | None:
         orders = [{"task": _text(prompt), "response A": a, "response B": b} for a, b in ((one, other), (other, one))]

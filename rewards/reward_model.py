@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 from backends import Completion, MissingExtraError, Prompt
 from rewards._model_thread import ModelThread
-from rewards.base import checked_verdict
 from rewards.errors import RewardError, RewardSpecError, failed
 from rewards.pointwise import PointwiseReward
 from rewards.registry import register
@@ -51,7 +50,7 @@ class RewardModel(PointwiseReward):
     Scores do not depend on what else is in a batch, except for rounding.
     """
 
-    timeout = None  # They are judged together, in batches.
+    judgement_limit = None  # They are judged together, in batches.
 
     def __init__(
         self,
@@ -191,11 +190,9 @@ class RewardModel(PointwiseReward):
 
     def _verdict(self, parts: Mapping[int, Sequence[float]]) -> float | Exception | None:
         scores = [score for number in sorted(parts) for score in parts[number]]
-        try:
-            checked = [checked_verdict(score, self.name) for score in scores]
-        except RewardError as error:
-            return error
-        return self._aggregate([self._calibrated(score) for score in checked if score is not None])
+        if not all(map(math.isfinite, scores)):
+            return RewardError(f"the reward model gave {scores!r:.80}, but scores are finite numbers")
+        return self._aggregate([self._calibrated(score) for score in scores])
 
     def _calibrated(self, score: float) -> float:
         value = self._transform(score)

@@ -85,7 +85,7 @@ class Similarity(Reward):
             raise RewardSpecError("metric 'embedding' needs a model, such as 'all-MiniLM-L6-v2'; the others take none")
         self._metric = metric
         self._max_chars = max_chars
-        self._timeout = timeout
+        self.timeout = timeout
         self._embedder = None if model is None else _Embedder(model)
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
@@ -101,7 +101,7 @@ class Similarity(Reward):
         if self._embedder is not None:
             await self._embedder.load()
         work = self._consensus([completion.text[: self._max_chars] for completion in drawn], drawn)
-        return await within(self._timeout, work, what=f"reward {self.name!r}")
+        return await within(self.timeout, work, what=f"reward {self.label!r}")
 
     async def aclose(self) -> None:
         """Free the model, if there is one; another call loads it again."""

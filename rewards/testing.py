@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends import Completion, Prompt
-from rewards.base import Reward
+from rewards.base import Reward, checked_verdicts
+from rewards.errors import RewardError
 
 TEXTS = ("#### 1", "so #### 1", "#### 2", r"\boxed{2}", "the answer is 3.", "no number", "")
 """Responses to judge, beside random ones."""
@@ -40,9 +41,9 @@ def check_reward(
 ) -> None:
     """Check a reward, made anew for each check, against the contract of `Reward`.
 
-    One verdict for each completion, in order: a finite float, or None, always None for a failed draw. Nothing that was
-    given is changed. A permutation of the group permutes the verdicts and does nothing else. A cancelled call leaves no
-    task behind and the reward usable. Closing twice is harmless.
+    One verdict for each completion, in order, as `Reward.score` says: a float or None, always None for a failed draw.
+    Nothing that was given is changed. A permutation of the group permutes the verdicts and does nothing else. A
+    cancelled call leaves no task behind and the reward usable. Closing twice is harmless.
 
     Args:
         make: Makes the reward.
@@ -70,8 +71,11 @@ def _check_any_group(make: Callable[[], Reward], texts: Sequence[str], prompt: P
         verdicts = asyncio.run(_score(make(), prompt, group))
         assert group == before, "the list of completions was changed"
         assert isinstance(verdicts, list), "the verdicts are no list"
-        assert len(verdicts) == len(group), "there is not one verdict for each completion"
-        assert all(v is None or (type(v) is float and math.isfinite(v)) for v in verdicts), "a verdict is no number"
+        try:
+            assert checked_verdicts(verdicts, len(group), make().label) == verdicts
+        except RewardError as error:
+            raise AssertionError(str(error)) from error
+        assert all(v is None or type(v) is float for v in verdicts), "a verdict is no float"
         failed = [c.finish_reason == "error" for c in group]
         assert all(v is None for v, f in zip(verdicts, failed, strict=True) if f), "a failed draw has a verdict"
         shuffled = asyncio.run(_score(make(), prompt, tuple(group[i] for i in order)))

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from rewards.errors import described
+
 T = TypeVar("T")
 
 
@@ -60,11 +62,20 @@ def _do(work: Callable[[], T], future: Future[T]) -> None:
         return
     try:
         result = work()
-    except StopIteration as error:  # It would end the coroutine that waits instead of being raised there.
-        wrapped = RuntimeError(f"StopIteration: {error}".removesuffix(": "))
-        wrapped.__cause__ = error
-        future.set_exception(wrapped)
     except BaseException as error:
-        future.set_exception(error)
+        future.set_exception(_raisable(error))
     else:
         future.set_result(result)
+
+
+def _raisable(error: BaseException) -> Exception:
+    """Return an error that is an error for whoever waits, too.
+
+    There, SystemExit would end the process, CancelledError look like the caller's own, and StopIteration end the
+    coroutine.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    wrapped = RuntimeError(described(error))
+    wrapped.__cause__ = error
+    return wrapped

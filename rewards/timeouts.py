@@ -1,4 +1,4 @@
-"""Time limits of judgements."""
+"""Awaiting foreign code: for so long, and so that whatever it raises is an error of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from rewards.errors import RewardTimeoutError
+from rewards.errors import RewardTimeoutError, failed
 
 T = TypeVar("T")
 
@@ -17,16 +17,31 @@ async def within(seconds: float | None, work: Awaitable[T], *, what: str) -> T:
     Args:
         seconds: The limit; None for none.
         work: What to await.
-        what: What took too long, for the message.
+        what: What it is, for messages.
 
     Raises:
         RewardTimeoutError: The limit has passed. A timeout of the work's own is passed on as it is.
+        RewardError: It asked for the end of the process, or was cancelled by nobody who awaits it, as by awaiting a
+            task that was.
+        Exception: What else it raises.
     """
     scope = asyncio.timeout(seconds)
     try:
         async with scope:
-            return await work
+            return await _contained(work, what)
     except TimeoutError as error:
         if scope.expired():
             raise RewardTimeoutError(f"{what} took longer than {seconds:g} s") from error
         raise
+
+
+async def _contained(work: Awaitable[T], what: str) -> T:
+    try:
+        return await work
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise failed(what, error) from error
+    except SystemExit as error:  # As `argparse` raises it.
+        raise failed(what, error) from error

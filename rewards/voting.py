@@ -79,7 +79,7 @@ class _Run(Reward):
     """A vote over all groups of one run."""
 
     def __init__(self, reward: VotingReward) -> None:
-        self.name = reward.name
+        self.name = reward.label
         self.minimum, self.maximum = reward.minimum, reward.maximum
         self.needs = reward.needs
         self.time_limit = reward.time_limit

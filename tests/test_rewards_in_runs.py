@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -70,8 +71,74 @@ async def test_a_reward_that_hangs_is_given_up() -> None:
         result = await ets.complete("q")
     assert result.finish_reason == "stop"
     assert result.warnings[0] == (
-        "reward hung failed, its verdicts were left out: RewardTimeoutError: reward hung took longer than 0.05 s"
+        "reward 'hung' failed, its verdicts were left out: RewardTimeoutError: reward 'hung' took longer than 0.05 s"
     )
+
+
+class _Plain(Reward):
+    """A reward without a name, judging all of a group by a function."""
+
+    def __init__(self, judge: Callable[[Sequence[Completion]], Any]) -> None:
+        self.judge = judge
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
+        result = self.judge(completions)
+        return await result if asyncio.isfuture(result) else result
+
+
+def _cancelled(completions: Sequence[Completion]) -> asyncio.Future[Any]:
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    return future
+
+
+@pytest.mark.parametrize(
+    ("judge", "problem"),
+    [
+        (_cancelled, "reward '_Plain' failed: CancelledError"),
+        (lambda group: sys.exit(2), "reward '_Plain' failed: SystemExit: 2"),
+        (
+            lambda group: [float("nan")] * len(group),
+            "reward '_Plain' must return finite numbers, -inf or None, not nan",
+        ),
+        (lambda group: [], "reward '_Plain' returned 0 values for"),
+    ],
+    ids=["cancelled", "exits", "nan", "too few"],
+)
+async def test_whatever_a_reward_does_costs_its_verdicts_and_not_the_run(judge: Any, problem: str) -> None:
+    async with ETS(ScriptedBackend(SCRIPT), _Plain(judge), **SETTINGS) as ets:
+        result = await ets.complete("q")
+        assert result.finish_reason in ("stop", "length")
+        assert problem in result.warnings[0]
+        assert [item.finish_reason for item in await ets.complete_many(["q"])] == [result.finish_reason]
+
+
+async def test_a_run_that_is_cancelled_while_its_reward_judges_is_cancelled() -> None:
+    asked = asyncio.Event()
+
+    class Waiting(Reward):
+        async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
+            asked.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async with ETS(ScriptedBackend(SCRIPT), Waiting(), **SETTINGS) as ets:
+        task = asyncio.create_task(ets.complete("q"))
+        await asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_what_a_reward_forbids_is_never_chosen() -> None:
+    def forbid(completion: Completion) -> float:
+        return float("-inf") if completion.text != "stay" else 0.0
+
+    async with ETS(ScriptedBackend(SCRIPT), **SETTINGS | {"num_steps": 1}) as ets:
+        result = await ets.complete("q", reward=forbid)
+        assert (result.text, result.warnings) == ("stay", [])
+        combined = {"name": "rescale", "reward": forbid, "scale": 2.0}
+        assert (await ets.complete("q", reward=combined)).text == "stay"
 
 
 @pytest.mark.parametrize(

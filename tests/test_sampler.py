@@ -237,11 +237,11 @@ async def test_no_verdict_is_left_out_and_counted() -> None:
         (Silent(ValueError("no network")), "ValueError: no network"),
         (Silent(rewards.RewardError("sandbox gone")), "RewardError: sandbox gone"),
         (Silent(TimeoutError("too slow")), "TimeoutError: too slow"),
-        (Silent(scores=lambda c: [1.0]), "returned 1 rewards for"),
-        (Silent(scores=lambda c: [math.nan] * len(c)), "returned nan"),
-        (Silent(scores=lambda c: [math.inf] * len(c)), "returned inf"),
-        (Silent(scores=lambda c: ["good"] * len(c)), "TypeError"),
-        (Silent(scores=None), "TypeError"),
+        (Silent(scores=lambda c: [1.0]), "returned 1 values for"),
+        (Silent(scores=lambda c: [math.nan] * len(c)), "finite numbers, -inf or None, not nan"),
+        (Silent(scores=lambda c: [math.inf] * len(c)), "finite numbers, -inf or None, not inf"),
+        (Silent(scores=lambda c: ["good"] * len(c)), "finite numbers, -inf or None, not 'good'"),
+        (Silent(scores=None), "must return a list, not NoneType"),
     ],
 )
 async def test_a_failing_reward_costs_its_verdicts_not_the_run(reward: Reward, complaint: str) -> None:

@@ -16,7 +16,7 @@ from ets_agent.errors import ConfigError
 from ets_agent.evaluation.methods import Method, Setup, Solution, check_methods, make
 from ets_agent.evaluation.report import EvalReport, ItemRecord
 from ets_agent.sampler import DEFAULT_CONCURRENCY, item_seeds
-from rewards import Reward, RewardSpec, equivalence_keys, extract_answer
+from rewards import RewardSpec, equivalence_keys, extract_answer
 
 
 class Problem(Protocol):
@@ -108,7 +108,7 @@ async def evaluate(
             method=entrant.name,
             model=backend.name,
             proposal=proposal.name if proposal is not None and entrant.method.uses_proposal else None,
-            reward=_reward_name(judge) if entrant.method.uses_reward else None,
+            reward=judge.label if entrant.method.uses_reward else None,
             seed=seed,
             config=entrant.method.config,
             chunk_seconds=tuple(entrant.chunk_seconds),
@@ -191,7 +191,3 @@ async def _run(
                 tasks = [group.create_task(solve(entrant, index)) for index in chunk]
             entrant.chunk_seconds.append(time.monotonic() - began)
             entrant.items += [task.result() for task in tasks]
-
-
-def _reward_name(reward: Reward) -> str:
-    return reward.name or type(reward).__name__

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
 from backends import Completion, Prompt
+from rewards._attempts import attempts, failures
 from rewards.code import settings
 from rewards.code.extract import asked_function, programs, prompt_code, sources
 from rewards.errors import RewardError, RewardSpecError
@@ -72,7 +72,7 @@ class CodeConsistency(VotingReward):
         self._inputs = inputs
         self._prompt = prompt
         self._entry_point = entry_point
-        self._seconds = timeout
+        self.timeout = timeout
         self._limits = settings.limits(timeout, memory_mb)
         self._sandbox = settings.chosen(sandbox)
         if prompt is not None:
@@ -90,25 +90,18 @@ class CodeConsistency(VotingReward):
         """
         before = prompt_code(prompt) if self._prompt is None else self._prompt
         entry_point, inputs = self._what_to_run(before)
-        task = Task(prompt=before, entry_point=entry_point, seconds=self._seconds, limits=self._limits)
+        task = Task(prompt=before, entry_point=entry_point, seconds=self.timeout, limits=self._limits)
         found = [programs(completion.text, entry_point) for completion in completions]
         distinct = list(dict.fromkeys(found))
 
-        async def behaviour(codes: tuple[str, ...]) -> list[str | None] | RewardError | None:
-            try:
-                return await run_inputs(self._sandbox, sources(codes, before, entry_point), inputs, task)
-            except RewardError as error:  # Data, not a crash: it costs one vote.
-                return error
+        async def behaviour(codes: tuple[str, ...]) -> list[str | None] | None:
+            return await run_inputs(self._sandbox, sources(codes, before, entry_point), inputs, task)
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(behaviour(codes)) for codes in distinct]
-        outcomes = dict(zip(distinct, (task.result() for task in tasks), strict=True))
-        failures = [outcome for outcome in outcomes.values() if isinstance(outcome, RewardError)]
-        if len(failures) == len(outcomes):
-            raise failures[0]
+        outcomes = dict(zip(distinct, await attempts(behaviour, distinct), strict=True))
+        failed = failures(list(outcomes.values()), what=f"reward {self.label!r}")
         if all(isinstance(outcome, list) and set(outcome) == {None} for outcome in outcomes.values()):
             raise RewardError(f"code_consistency: no input is an expression, such as {inputs[0]!r:.80}")
-        self.problems = [f"{len(failures)} programs could not be run: {failures[0]}"] if failures else []
+        self.problems = [f"{len(failed)} programs could not be run: {failed[0]}"] if failed else []
         return [_ballot(outcomes[codes]) for codes in found]
 
     def answer(self, completion: Completion) -> str | None:
@@ -163,8 +156,8 @@ def _closing(text: str, start: int) -> int:
     return 0
 
 
-def _ballot(outcome: list[str | None] | RewardError | None) -> str | None:
-    if isinstance(outcome, RewardError):
+def _ballot(outcome: list[str | None] | Exception | None) -> str | None:
+    if isinstance(outcome, Exception):
         return None
     if outcome is None or all(each is None or each.startswith("!") for each in outcome):
         return ""

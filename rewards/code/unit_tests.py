@@ -36,7 +36,7 @@ class CodeTests(PointwiseReward):
     """
 
     minimum, maximum = 0.0, 1.0
-    timeout = None  # The sandbox keeps the time, from when it is a program's turn.
+    judgement_limit = None  # The sandbox keeps the time, from when it is a program's turn.
     time_limit = None
 
     def __init__(
@@ -73,7 +73,7 @@ class CodeTests(PointwiseReward):
             raise RewardSpecError("test has a function check(candidate): say by entry_point which function to check")
         self._prompt = prompt
         self._entry_point = entry_point
-        self._seconds = timeout
+        self.timeout = timeout
         self._limits = settings.limits(timeout, memory_mb)
         self._sandbox = settings.chosen(sandbox)
 
@@ -90,7 +90,7 @@ class CodeTests(PointwiseReward):
         """
         before = prompt_code(prompt) if self._prompt is None else self._prompt
         forms = sources(programs(completion.text, self._entry_point), before, self._entry_point)
-        task = Task(prompt=before, entry_point=self._entry_point, seconds=self._seconds, limits=self._limits)
+        task = Task(prompt=before, entry_point=self._entry_point, seconds=self.timeout, limits=self._limits)
         verdict = await run_tests(self._sandbox, forms, self._tests, task)
         return verdict.passed / verdict.total
 

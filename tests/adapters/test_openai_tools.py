@@ -161,7 +161,7 @@ async def test_what_the_model_did_wrong_is_told_with_what_is_allowed(
 async def test_a_reward_that_the_model_behind_cannot_serve_is_told(reasoning: Asked) -> None:
     tool_of_operator = GuidedReasoning(ScriptedBackend(["a"]), policy=_policy("entropy"))
     told = await dispatch(tool_of_operator, call({"question": "q"}))
-    assert "reward entropy needs confidence, which scripted cannot give" in json.loads(told["output"])["error"]
+    assert "reward 'entropy' needs confidence, which scripted cannot give" in json.loads(told["output"])["error"]
 
 
 def _policy(*names: str) -> Any:

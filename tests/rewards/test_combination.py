@@ -91,9 +91,12 @@ class TestSum:
         assert await WeightedSum([number, length], [1, 1]).score("q", _group("x", "1")) == [None, 2]
         assert await WeightedSum([length, number], [1, 0]).score("q", _group("x")) == [None]
 
-    async def test_numbers_that_grow_too_large_are_refused(self) -> None:
-        with pytest.raises(RewardError, match="must return finite numbers"):
-            await WeightedSum([number, number], [1, 1]).score("q", _group("1.7e308"))
+    @pytest.mark.parametrize("text", ["1.7e308", "-1.7e308"])
+    async def test_numbers_that_grow_too_large_are_refused_and_no_veto(self, text: str) -> None:
+        with pytest.raises(RewardError, match="too large to be combined"):
+            await WeightedSum([number, number], [1, 1]).score("q", _group(text))
+        with pytest.raises(RewardError, match="too large to be combined"):
+            await Rescale(number, scale=1e10).score("q", _group(text))
 
     @pytest.mark.parametrize("weights", [[], [1], [1, 1, 1]])
     def test_there_is_one_weight_for_each_reward(self, weights: list[float]) -> None:
@@ -157,6 +160,40 @@ class TestClipAndRescale:
 
     async def test_rescale(self) -> None:
         assert await Rescale(number, scale=-2, shift=1).score("q", _group("3", "0", "x")) == [-5, 1, None]
+
+
+def vetoing(completion: Completion) -> float | None:
+    """Forbid "no" and read others as `number`."""
+    return -math.inf if completion.text == "no" else number(completion)
+
+
+class TestVetoes:
+    """Minus infinity: the response must not be chosen."""
+
+    GROUP = _group("no", "2", "x")
+
+    @pytest.mark.parametrize(
+        ("reward", "expected"),
+        [
+            (WeightedSum([vetoing, length], [1, 1]), [-math.inf, 3, None]),
+            (WeightedSum([vetoing, length], [-1, 1]), [-math.inf, -1, None]),
+            (WeightedSum([vetoing, length], [0, 1]), [2, 1, None]),
+            (WeightedSum([vetoing, number], [1, 1]), [-math.inf, 4, None]),
+            (Product([vetoing, lambda completion: 0.0]), [-math.inf, 0, None]),
+            (Product([vetoing, lambda completion: -1.0]), [-math.inf, -2, None]),
+            (Rescale(vetoing, scale=2, shift=1), [-math.inf, 5, None]),
+            (Rescale(vetoing, scale=-2), [-math.inf, -4, None]),
+            (Rescale(vetoing, scale=0, shift=1), [1, 1, None]),
+            (Clip(vetoing, high=1), [-math.inf, 1, None]),
+            (Clip(vetoing, low=-5), [-5, 2, None]),
+            (Gate(vetoing, length), [0, 1, None]),
+            (Gate(length, vetoing), [-math.inf, 2, None]),
+        ],
+        ids=repr,
+    )
+    async def test_what_a_part_forbids_is_forbidden(self, reward: Reward, expected: list[float | None]) -> None:
+        assert await reward.score("q", self.GROUP) == expected
+        assert list(reward.problems) == []
 
 
 class TestSpecifications:
@@ -363,7 +400,11 @@ async def test_a_failing_part_fails_the_whole_and_is_named() -> None:
     [
         (lambda self, prompt, group: [1.0], r"rewards\[0\]: reward 'Recorder' returned 1 values for 2"),
         (lambda self, prompt, group: [math.nan] * 2, r"rewards\[0\]: .* must return finite numbers"),
-        (lambda self, prompt, group: None, r"rewards\[0\]: reward 'Recorder' failed: TypeError"),
+        (lambda self, prompt, group: None, r"rewards\[0\]: reward 'Recorder' must return a list, not NoneType"),
+        (
+            lambda self, prompt, group: [math.inf] * 2,
+            r"rewards\[0\]: .* finite numbers, -inf or None, not inf",
+        ),
         (lambda self, prompt, group: 1 / 0, r"rewards\[0\]: reward 'Recorder' failed: ZeroDivisionError"),
     ],
 )

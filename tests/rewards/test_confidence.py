@@ -90,18 +90,18 @@ async def test_a_run_is_guided_by_it(tiny: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_backend_that_cannot_tell_is_refused_before_anything_is_drawn(name: str) -> None:
-    with pytest.raises(CapabilityError, match=f"reward {name} needs (confidence|entropy), which .* cannot give"):
+    with pytest.raises(CapabilityError, match=f"reward '{name}' needs (confidence|entropy), which .* cannot give"):
         ETS(ScriptedBackend(["a b"]), name)
 
 
 async def test_the_same_for_a_reward_of_one_call() -> None:
     async with ETS(ScriptedBackend(["a b"])) as ets:
-        with pytest.raises(CapabilityError, match="reward logprob needs confidence"):
+        with pytest.raises(CapabilityError, match="reward 'logprob' needs confidence"):
             await ets.complete("q", reward="logprob")
 
 
 def test_rollouts_of_a_proposal_are_refused(tiny: Any) -> None:
-    with pytest.raises(CapabilityError, match=r"reward entropy judges by .*leave the proposal out"):
+    with pytest.raises(CapabilityError, match=r"reward 'entropy' judges by .*leave the proposal out"):
         ETS(tiny, "entropy", tiny)
 
 

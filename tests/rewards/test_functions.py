@@ -3,7 +3,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
+import sys
 import threading
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from backends import Completion
-from rewards import RewardError, RewardSpecError, RewardTimeoutError, build
+from rewards import Reward, RewardError, RewardSpecError, RewardTimeoutError, build
 from rewards.functions import FunctionReward, GroupFunctionReward
 
 A, B = Completion(text="a"), Completion(text="bb")
@@ -89,6 +92,11 @@ async def test_async_functions_judge_at_once() -> None:
         assert await FunctionReward(meet).score("q", [A, B]) == [1.0, 1.0]
 
 
+async def test_functions_may_forbid_a_response() -> None:
+    assert await FunctionReward(lambda c: float("-inf")).score("q", [A]) == [-math.inf]
+    assert await GroupFunctionReward(lambda group: [1, -math.inf]).score("q", [A, B]) == [1, -math.inf]
+
+
 @pytest.mark.parametrize("value", [True, 1, np.float32(1), np.bool_(True), Decimal(1)])
 async def test_whatever_is_a_number_becomes_a_float(value: Any) -> None:
     (verdict,) = await FunctionReward(lambda c: value).score("q", [A])
@@ -96,12 +104,12 @@ async def test_whatever_is_a_number_becomes_a_float(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["1", float("nan"), float("-inf"), [1], 1j, 10**400, Decimal("sNaN"), np.ones(2)], ids=str
+    "value", ["1", float("nan"), float("inf"), [1], 1j, 10**400, Decimal("sNaN"), np.ones(2)], ids=str
 )
 async def test_whatever_is_no_number_is_refused(value: Any) -> None:
-    with pytest.raises(RewardError, match="'mine' must return finite numbers or None"):
+    with pytest.raises(RewardError, match="'mine' must return finite numbers, -inf or None"):
         await FunctionReward(lambda c: value, name="mine").score("q", [A])
-    with pytest.raises(RewardError, match="'mine' must return finite numbers or None"):
+    with pytest.raises(RewardError, match="'mine' must return finite numbers, -inf or None"):
         await GroupFunctionReward(lambda group: [value], name="mine").score("q", [A])
 
 
@@ -243,3 +251,60 @@ async def test_a_function_that_hangs_holds_up_no_other() -> None:
 async def test_stop_iteration_is_a_failure_like_any_other() -> None:
     with pytest.raises(RewardError, match="failed: RuntimeError: StopIteration"):
         await FunctionReward(lambda c: next(iter(())), timeout=10).score("q", [A])
+
+
+def leave(completion: Completion) -> float:
+    """End the process on "a", as `argparse` does with what it does not understand."""
+    if completion.text == "a":
+        sys.exit(2)
+    return 1.0
+
+
+async def leave_async(completion: Completion) -> float:
+    return leave(completion)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FunctionReward(leave, name="leave", timeout=10),
+        lambda: FunctionReward(leave_async, name="leave", timeout=10),
+        lambda: FunctionReward(leave, name="leave", timeout=10, process=True),
+    ],
+    ids=["sync", "async", "process"],
+)
+async def test_a_function_that_asks_for_the_end_of_the_process_has_no_verdict(make: Callable[[], Reward]) -> None:
+    reward = make()
+    try:
+        assert await reward.score("q", [A, B]) == [None, 1.0]
+        assert "SystemExit: 2" in reward.problems[0]
+    finally:
+        await reward.aclose()
+
+
+async def test_a_function_that_awaits_what_was_cancelled_has_no_verdict() -> None:
+    async def wait(completion: Completion) -> float:
+        if completion.text == "a":
+            gone = asyncio.get_running_loop().create_future()
+            gone.cancel()
+            await gone
+        return 1.0
+
+    reward = FunctionReward(wait, name="wait")
+    assert await reward.score("q", [A, B]) == [None, 1.0]
+    assert "failed: CancelledError" in reward.problems[0]
+    with pytest.raises(RewardError, match="failed: CancelledError"):
+        await reward.score("q", [A])
+
+
+async def test_a_thread_that_raises_what_looks_like_a_cancellation_has_no_verdict() -> None:
+    def cancelled(completion: Completion) -> float:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RewardError, match="RuntimeError: CancelledError"):
+        await FunctionReward(cancelled, timeout=10).score("q", [A])
+
+
+def test_the_time_limit_is_the_one_that_was_given() -> None:
+    assert FunctionReward(_length, timeout=3).timeout == 3
+    assert GroupFunctionReward(_length, timeout=None).timeout is None

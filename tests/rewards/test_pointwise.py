@@ -6,7 +6,15 @@ from collections import Counter
 import pytest
 
 from backends import Completion, Prompt
-from rewards import PointwiseReward, RewardError, RewardTimeoutError
+from rewards import (
+    CodeConsistency,
+    CodeTests,
+    LLMJudge,
+    PointwiseReward,
+    RewardError,
+    RewardTimeoutError,
+    Similarity,
+)
 
 A, B, C = (Completion(text=text) for text in "abc")
 FAILED = Completion(text="a", finish_reason="error")
@@ -16,7 +24,7 @@ class Lengthy(PointwiseReward):
     """Judges by length; fails on "!", abstains on "?", hangs on "…"."""
 
     name = "lengthy"
-    timeout = 0.05
+    judgement_limit = 0.05
 
     def __init__(self) -> None:
         self.judged: Counter[str] = Counter()
@@ -75,7 +83,7 @@ async def test_failures_cost_their_verdict_and_are_told(caplog: pytest.LogCaptur
         "reward 'lengthy' gave no verdict on 1 of 5 responses: RewardTimeoutError: reward 'lengthy' took longer than "
         "0.05 s",
         "reward 'lengthy' gave no verdict on 1 of 5 responses: RewardError: reward 'lengthy' must return finite "
-        "numbers or None, not nan",
+        "numbers, -inf or None, not nan",
     ]
     assert [record.getMessage() for record in caplog.records] == list(reward.problems)
     assert await reward.score("q", _group("ab")) == [2]
@@ -115,7 +123,7 @@ async def test_so_many_at_a_time() -> None:
 
 async def test_cancelling_stops_all_judgements() -> None:
     reward = Lengthy()
-    reward.timeout = None
+    reward.judgement_limit = None
     task = asyncio.create_task(reward.score("q", _group("…", "a")))
     while not reward.judged["…"]:
         await asyncio.sleep(0)
@@ -123,3 +131,23 @@ async def test_cancelling_stops_all_judgements() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert reward.running == 0
+
+
+def test_the_time_limit_of_a_reward_is_the_one_that_was_given() -> None:
+    judge = LLMJudge("tiny/qwen3", timeout=7)
+    assert (judge.timeout, judge.judgement_limit) == (7, 7)
+    assert Similarity(timeout=None).timeout is None
+    for reward in (
+        CodeTests("assert True", timeout=2, sandbox="unsafe"),
+        CodeConsistency(["1"], timeout=2, sandbox="unsafe"),
+    ):
+        assert reward.timeout == 2
+
+
+async def test_a_reward_without_a_name_is_called_like_its_class() -> None:
+    class Nameless(PointwiseReward):
+        async def judge(self, prompt: Prompt, completion: Completion) -> float:
+            raise OSError("no")
+
+    with pytest.raises(RewardError, match="reward 'Nameless' failed: OSError: no"):
+        await Nameless().score("q", [A])

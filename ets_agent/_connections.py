@@ -15,6 +15,8 @@ BACKLOG = 100
 """Connections that wait to be accepted; as many are accepted in one go."""
 HEAD_SECONDS = 10.0
 """Longest time that a client may take to send the head of a request, also of its second one."""
+READ_SECONDS = 60.0
+"""Longest time that a client may take to read the end of a response, all of which was written."""
 _HANG_UP = "hang_up"
 
 
@@ -77,12 +79,14 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _expect(self) -> None:
-        """Let time run for the head of a request, while none is being answered."""
+        """Let time run while no request is being answered: for the head of one, or for reading the last response."""
         answering = self.cycle is not None and not self.cycle.response_complete
-        if answering or self.transport.is_closing():
+        # A connection that is closed waits for its client to read what was written.
+        unread = self.transport.get_write_buffer_size() > 0
+        if answering or (self.transport.is_closing() and not unread):
             self._forget()
         elif self._late is None:
-            self._late = self.loop.call_later(HEAD_SECONDS, self._abort)
+            self._late = self.loop.call_later(READ_SECONDS if unread else HEAD_SECONDS, self._abort)
 
     def _forget(self) -> None:
         if self._late is not None:

@@ -13,6 +13,8 @@ from ets_agent.errors import ConfigError
 ENVIRONMENT = "ETS_API_KEYS"
 """The environment variable that lists keys, separated by commas or white space."""
 
+_COMMENT = re.compile(r"(?:^|\s)#")
+
 Caller = bytes
 """Who asks: the digest of the key, so that no key lies about in memory or logs."""
 
@@ -59,7 +61,9 @@ class Keys:
 
 
 def read_keys(file: str | Path | None, environment: Mapping[str, str]) -> Keys:
-    """Return the keys in a file, one a line with comments after ``#``, and those in ``ETS_API_KEYS``.
+    """Return the keys in a file, one a line, and those in ``ETS_API_KEYS``.
+
+    A ``#`` that begins a line of the file, or comes after white space, begins a comment; within a key it is part of it.
 
     Raises:
         ConfigError: The file cannot be read or has no key in it, or a key is not possible.
@@ -72,7 +76,7 @@ def read_keys(file: str | Path | None, environment: Mapping[str, str]) -> Keys:
         except (OSError, UnicodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not valid UTF-8"
             raise ConfigError(f"cannot read API keys from {file}: {why}") from error
-        in_file = [line.partition("#")[0].strip() for line in lines]
+        in_file = [_COMMENT.split(line, maxsplit=1)[0].strip() for line in lines]
         in_file = [key for key in in_file if key]
         if not in_file:
             raise ConfigError(f"there is no API key in {file}; allowed: one a line")

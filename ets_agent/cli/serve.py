@@ -55,7 +55,8 @@ def serve_command(
         typer.Option(
             "--api-key-file",
             metavar="FILE",
-            help=f"Keys of which callers need one, one a line, besides those in {ENVIRONMENT}, separated by commas.",
+            help=f"Keys of which callers need one, one a line, with comments after '#' at its beginning or after white "
+            f"space; besides those in {ENVIRONMENT}, separated by commas.",
             show_default=False,
         ),
     ] = None,

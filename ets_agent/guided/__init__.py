@@ -2,7 +2,16 @@
 
 from ets_agent.guided.answer import GuidedAnswer
 from ets_agent.guided.policy import Policy, RewardOffer
-from ets_agent.guided.reasoning import GuidedReasoning
-from ets_agent.guided.request import GuidedRequest, Message, RequestError
+from ets_agent.guided.reasoning import GuidedReasoning, NoPlaceError, Plan
+from ets_agent.guided.request import GuidedRequest, RequestError
 
-__all__ = ["GuidedAnswer", "GuidedReasoning", "GuidedRequest", "Message", "Policy", "RequestError", "RewardOffer"]
+__all__ = [
+    "GuidedAnswer",
+    "GuidedReasoning",
+    "GuidedRequest",
+    "NoPlaceError",
+    "Plan",
+    "Policy",
+    "RequestError",
+    "RewardOffer",
+]

@@ -38,8 +38,8 @@ class GuidedAnswer(BaseModel):
     """Why it ended: by itself, at ``max_tokens``, by the deadline, or by a token budget."""
     usage: Usage
     """Tokens and seconds."""
-    seed: int
-    """The seed of the run."""
+    seed: int | None
+    """The seed of the run; None where it had no place before its time was over, so that no seed was drawn for it."""
     model: str
     """Name of the model."""
     trace_id: str

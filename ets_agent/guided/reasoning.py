@@ -21,7 +21,7 @@ from ets_agent.guided.answer import GuidedAnswer
 from ets_agent.guided.policy import Policy
 from ets_agent.guided.request import GuidedRequest, RequestError
 from ets_agent.guided.schema import TOOL_DESCRIPTION, TOOL_NAME, tool_parameters
-from ets_agent.results import Event, Finished, Result, Usage
+from ets_agent.results import Event, Finished, Usage
 from ets_agent.sampler import ETS
 from ets_agent.traces import TraceError, TraceWriter
 from rewards import RewardError, RewardSpec
@@ -29,6 +29,10 @@ from rewards import RewardError, RewardSpec
 _log = logging.getLogger(__name__)
 
 DEFAULT_CONCURRENCY = 16
+
+
+class NoPlaceError(Exception):
+    """The time of a run was over before there was a place for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,13 +166,17 @@ class GuidedReasoning:
             backends.BackendError: The model failed.
         """
         plan = self.plan(_request(question, fields))
-        async with aclosing(self.run(plan)) as events:
-            async for event in events:
-                told = None if on_event is None else on_event(event)
-                if told is not None:
-                    await told
-                if isinstance(event, Finished):
-                    return GuidedAnswer.of(event.result, trace_id=plan.trace_id)
+        began = time.monotonic()
+        try:
+            async with aclosing(self.run(plan)) as events:
+                async for event in events:
+                    told = None if on_event is None else on_event(event)
+                    if told is not None:
+                        await told
+                    if isinstance(event, Finished):
+                        return GuidedAnswer.of(event.result, trace_id=plan.trace_id)
+        except NoPlaceError as error:
+            return self._nothing(plan, str(error), seconds=time.monotonic() - began)
         raise AssertionError("a run ends with Finished")
 
     def answer_sync(
@@ -186,17 +194,16 @@ class GuidedReasoning:
 
         Raises:
             RequestError: The reward asks for what this model cannot do, or the prompt cannot be used.
+            NoPlaceError: All places were taken until the plan's time was over.
             backends.QueueFullError: Too many calls wait already.
             backends.BackendError: The model failed.
         """
-        began = time.monotonic()
         async with AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout(None if plan.deadline is None else plan.deadline - began):
+                async with asyncio.timeout(None if plan.deadline is None else plan.deadline - time.monotonic()):
                     await stack.enter_async_context(self._places)
             except TimeoutError:
-                yield Finished(result=self._nothing(plan, seconds=time.monotonic() - began))
-                return
+                raise NoPlaceError("all places were taken until the time was over") from None
             writer = self._writer(plan)
             if writer is not None:
                 stack.enter_context(writer)
@@ -259,19 +266,20 @@ class GuidedReasoning:
             _log.warning("no trace of run %s: %s", plan.trace_id, error)
             return None
 
-    def _nothing(self, plan: Plan, *, seconds: float) -> Result:
+    def _nothing(self, plan: Plan, why: str, *, seconds: float) -> GuidedAnswer:
         """Return what there is of a run whose time was over before it had begun."""
-        return Result(
-            text="",
+        return GuidedAnswer(
             answer=None,
+            text="",
+            confidence=None,
             reward=None,
+            cut_short=True,
             finish_reason="timeout",
-            steps=(),
             usage=Usage(seconds=seconds),
-            seed=plan.config.seed or 0,
+            seed=None,
             model=self.backend.name,
-            config=plan.config,
-            warnings=["all places were taken until the time was over"],
+            trace_id=plan.trace_id,
+            warnings=(why,),
         )
 
 

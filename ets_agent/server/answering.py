@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from ets_agent._connections import hang_up
-from ets_agent.guided import GuidedAnswer, GuidedReasoning, GuidedRequest, RequestError
-from ets_agent.guided.reasoning import Plan
+from ets_agent.guided import GuidedAnswer, GuidedReasoning, GuidedRequest, Plan, RequestError
 from ets_agent.results import BlockCommitted, CandidatesWeighed, Event, Finished
-from ets_agent.server.asked import Asked
 from ets_agent.server.errors import CLIENT_GONE, ApiError, ClientGoneError, translate
 from ets_agent.server.event_stream import EventStream
 from ets_agent.server.limits import Admission
@@ -26,8 +23,7 @@ from ets_agent.server.metrics import Metrics, note_outcome
 from ets_agent.server.replies import DONE
 from ets_agent.server.runs import Work, follow
 from ets_agent.server.shapes import Heading, Shape
-
-T = TypeVar("T")
+from ets_agent.server.translation import Asked
 
 TRACE_HEADER = "X-Ets-Trace-Id"
 _LAST_WORD_SECONDS = 0.5
@@ -101,40 +97,37 @@ class Answers(Response):
             ApiError: Nothing was sent yet, and nothing will come of it.
             ClientGoneError: The client has hung up before anything was sent.
         """
-        answering, asked = self._answering, self._asked
-        # Who is not let in has no work done for it, and refused work counts, too.
-        with answering.admission.admit(self._caller, len(asked.requests)):
-            try:
-                plans = answering.plans(asked.requests)
-            except RequestError as error:
-                raise ApiError(400, str(error), param=asked.param(error), code="invalid_value") from error
-            shape = self._shape(
-                Heading(
-                    name=plans[0].trace_id,
-                    created=int(time.time()),
-                    model=answering.model,
-                    ignored=asked.ignored,
-                    choices=asked.choices,
-                )
-            )
-            headers = [(TRACE_HEADER.lower().encode(), ",".join(plan.trace_id for plan in plans).encode())]
-            if asked.stream:
-                stream = EventStream(send, headers, stall_seconds=answering.admission.limits.stall_seconds)
-                await self._send_stream(scope, receive, stream, plans, shape)
-                return
-            body = await self._attend(self._whole(plans, shape), receive)
-        length = str(len(body)).encode()
-        headers += [(b"content-type", b"application/json"), (b"content-length", length)]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    async def _attend(self, work: Coroutine[Any, Any, T], receive: Receive) -> T:
         try:
-            return await self._answering.work.attend(work, receive)
+            # Who is not let in has no work done for it, and what the policy refuses counts, too.
+            with self._answering.admission.admit(self._caller, len(self._asked.requests)):
+                await self._send(scope, receive, send)
         except (ApiError, ClientGoneError):
             raise
         except Exception as error:
             raise translate(error) from error
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Do so, once the caller is let in."""
+        answering, asked = self._answering, self._asked
+        try:
+            plans = answering.plans(asked.requests)
+        except RequestError as error:
+            raise ApiError(400, str(error), param=asked.param(error), code="invalid_value") from error
+        shape = self._shape(
+            Heading(
+                name=plans[0].trace_id,
+                created=int(time.time()),
+                model=answering.model,
+                warnings=asked.warnings,
+                choices=asked.choices,
+            )
+        )
+        headers = [(TRACE_HEADER.lower().encode(), ",".join(plan.trace_id for plan in plans).encode())]
+        if asked.stream:
+            stream = EventStream(send, headers, stall_seconds=answering.admission.limits.stall_seconds)
+            await self._send_stream(scope, receive, stream, plans, shape)
+        else:
+            await self._send_whole(receive, send, headers, plans, shape)
 
     async def _whole(self, plans: Sequence[Plan], shape: Shape) -> bytes:
         async with aclosing(self._events(plans)) as events:
@@ -142,26 +135,37 @@ class Answers(Response):
                 pass
         return shape.whole(self._answers).model_dump_json().encode()
 
+    async def _send_whole(
+        self, receive: Receive, send: Send, headers: list[tuple[bytes, bytes]], plans: Sequence[Plan], shape: Shape
+    ) -> None:
+        """Send all answers when the last one is there."""
+        body = await self._answering.work.attend(self._whole(plans, shape), receive)
+        length = str(len(body)).encode()
+        headers = [*headers, (b"content-type", b"application/json"), (b"content-length", length)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
     async def _send_stream(
         self, scope: Scope, receive: Receive, stream: EventStream, plans: Sequence[Plan], shape: Shape
     ) -> None:
         """Send all events. Once they have begun, what goes wrong is the last one, and no error of the server."""
         try:
             # The end of the response is not sent from within: it would look as if the client had hung up.
-            await self._attend(self._stream(stream, plans, shape), receive)
+            await self._answering.work.attend(self._stream(stream, plans, shape), receive)
             await stream.event(DONE, last=True)
         except ClientGoneError:
             if not stream.begun:
                 raise
             note_outcome(scope, CLIENT_GONE)
             await hang_up(scope)
-        except ApiError as error:
+        except Exception as error:
             if not stream.begun:
                 raise
-            note_outcome(scope, error.status)
+            told = translate(error)
+            note_outcome(scope, told.status)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORD_SECONDS):
-                    await stream.event(error.body, last=True)
+                    await stream.event(told.body, last=True)
                     return
             await hang_up(scope)
 

@@ -16,7 +16,6 @@ from ets_agent.guided import GuidedReasoning
 from ets_agent.keys import Caller, Keys
 from ets_agent.server import openapi
 from ets_agent.server.answering import Answering
-from ets_agent.server.asked import chat_asked, completion_asked
 from ets_agent.server.body import body_of
 from ets_agent.server.errors import ApiError, install
 from ets_agent.server.limits import Admission, Limits
@@ -34,6 +33,7 @@ from ets_agent.server.replies import (
 from ets_agent.server.requests import ChatCompletionRequest, CompletionRequest, SamplingRequest
 from ets_agent.server.runs import Work
 from ets_agent.server.shapes import ChatShape, TextShape
+from ets_agent.server.translation import chat_asked, completion_asked
 
 OPEN = "/healthz"
 """The one address that needs no key."""
@@ -58,7 +58,7 @@ def create_app(
         names: Names of the model besides its own; the first one is what replies say.
         hosts: Names of this machine, besides those of loopback, that callers without keys may use in addresses.
     """
-    keys, limits = keys or Keys(), limits or Limits()
+    keys, limits = keys or Keys(), (limits or Limits()).within(reasoning.places)
     models = list(dict.fromkeys([*names, reasoning.backend.name]))
     metrics, work = Metrics(reasoning.places), Work()
     answering = Answering(reasoning=reasoning, admission=Admission(limits), work=work, metrics=metrics, model=models[0])
@@ -149,7 +149,7 @@ def _answers(answering: Answering, models: Sequence[str], limits: Limits) -> API
     )
     async def create_chat_completion(request: Request) -> Response:
         """Answer a chat, with guided sampling."""
-        body = await read_chat(request)
+        body = await answering.work.until_ending(read_chat(request))
         _check(body, models, limits)
         return answering.response(request, chat_asked(body, policy), ChatShape)
 
@@ -160,7 +160,7 @@ def _answers(answering: Answering, models: Sequence[str], limits: Limits) -> API
     )
     async def create_completion(request: Request) -> Response:
         """Continue texts as they stand, with guided sampling."""
-        body = await read_text(request)
+        body = await answering.work.until_ending(read_text(request))
         _check(body, models, limits)
         return answering.response(request, completion_asked(body), TextShape)
 

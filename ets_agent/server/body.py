@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from ets_agent._validation import fields_at, sentence
-from ets_agent.server.errors import ApiError, ClientGoneError
+from ets_agent.server.errors import CLOSE, ApiError, ClientGoneError
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -23,11 +23,9 @@ MAX_VALUES = 32_768
 _DISCARD_SECONDS = 2.0
 """How long the rest of a body that is too large is read and thrown away: clients that are still sending when the
 connection ends do not see the answer."""
-_CLOSE = {"Connection": "close"}
-"""What is left of a body that was not read must not be taken for the next request."""
 
 
-def body_of(model: type[M], *, max_bytes: int, seconds: float) -> Callable[[Request], Awaitable[M]]:
+def body_of(model: type[M], *, max_bytes: int, seconds: float) -> Callable[[Request], Coroutine[Any, Any, M]]:
     """Return what reads a request's body.
 
     Args:
@@ -69,10 +67,10 @@ async def _bytes(request: Request, most: int, seconds: float) -> bytes:
                     limit.reschedule(asyncio.get_running_loop().time() + min(seconds, _DISCARD_SECONDS))
     except TimeoutError:
         if not too_large:
-            raise ApiError(408, f"the body did not arrive within {seconds:g} seconds", headers=_CLOSE) from None
+            raise ApiError(408, f"the body did not arrive within {seconds:g} seconds", headers=CLOSE) from None
     if too_large:
         text = f"the body is too large; allowed: at most {most} bytes"
-        raise ApiError(413, text, code="request_too_large", headers=_CLOSE)
+        raise ApiError(413, text, code="request_too_large", headers=CLOSE)
     return b"".join(parts)
 
 

@@ -18,7 +18,7 @@ from backends import (
     EndpointError,
     QueueFullError,
 )
-from ets_agent.guided import RequestError
+from ets_agent.guided import NoPlaceError, RequestError
 from ets_agent.server.replies import ErrorBody, ErrorReply
 
 _log = logging.getLogger(__name__)
@@ -29,6 +29,10 @@ QUEUE_RETRY_AFTER = 1.0
 """Seconds after which a caller may try again where all places are taken; how long answers take is not known."""
 
 
+CLOSE = {"Connection": "close"}
+"""Headers of answers after which nothing more is read: what is left of a body must not be taken for a request."""
+
+
 class ApiError(Exception):
     """What a caller is told.
 
@@ -37,7 +41,6 @@ class ApiError(Exception):
         message: What is wrong and what is allowed.
         param: The parameter that it is about.
         code: A word for programs.
-        kind: OpenAI's ``type``; by default what fits the status.
         retry_after: Seconds after which it is worth trying again.
         headers: More headers of the answer.
     """
@@ -49,7 +52,6 @@ class ApiError(Exception):
         *,
         param: str | None = None,
         code: str | None = None,
-        kind: str | None = None,
         retry_after: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -58,7 +60,7 @@ class ApiError(Exception):
         self.status = status
         self.param = param
         self.code = code
-        self.kind = kind or _kind(status)
+        self.kind = _kind(status)
         self.headers = dict(headers or {})
         if retry_after is not None:
             self.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
@@ -91,6 +93,9 @@ def translate(error: Exception) -> ApiError:
         return ApiError(400, str(error), code="context_length_exceeded" if too_long else None)
     if isinstance(error, QueueFullError):
         return ApiError(429, "all places are taken; try again later", code="queue_full", retry_after=QUEUE_RETRY_AFTER)
+    if isinstance(error, NoPlaceError):
+        text = f"{error}; try again later, or allow more time"
+        return ApiError(503, text, code="no_place", retry_after=QUEUE_RETRY_AFTER)
     if isinstance(error, HTTPException):
         return _http_error(error)
     if isinstance(error, RequestValidationError):
@@ -109,7 +114,8 @@ def translate(error: Exception) -> ApiError:
 
 def shutting_down() -> ApiError:
     """Return what is told while the server is being stopped."""
-    return ApiError(503, "the server is shutting down", code="shutting_down", retry_after=QUEUE_RETRY_AFTER)
+    text = "the server is shutting down"
+    return ApiError(503, text, code="shutting_down", retry_after=QUEUE_RETRY_AFTER, headers=CLOSE)
 
 
 def install(app: FastAPI) -> None:

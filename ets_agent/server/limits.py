@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from backends import Limiter, QueueFullError
 from ets_agent.errors import ConfigError
 from ets_agent.keys import Caller
 from ets_agent.server.errors import ApiError
@@ -45,6 +46,12 @@ class Limits:
     def answers(self) -> int:
         """Most answers that one request can ever get."""
         return min(each for each in (self.max_answers, self.key_concurrency, self.rate) if each is not None)
+
+    def within(self, places: Limiter) -> Limits:
+        """Return these limits where no request can get more answers than there are places, to wait in included."""
+        if places.max_queue is None:
+            return self
+        return replace(self, max_answers=min(self.max_answers, places.max_concurrency + places.max_queue))
 
     def check(self, answers: int, *, param: str) -> None:
         """Refuse what no request can ever get; before any work is done for it.
@@ -100,6 +107,7 @@ class Admission:
 
         Raises:
             ApiError: It is too many for now.
+            backends.QueueFullError: What is done meanwhile has raised it; what a minute allows is given back.
         """
         now = self._clock()
         account = self._accounts.setdefault(caller, _Account(active=0, left=float(self.limits.rate or 0), at=now))
@@ -108,6 +116,10 @@ class Admission:
         account.active += answers
         try:
             yield
+        except QueueFullError:
+            # Nothing was begun for it.
+            account.left += answers if self.limits.rate is not None else 0
+            raise
         finally:
             account.active -= answers
 

@@ -75,12 +75,12 @@ class EtsReply(_Reply):
     """What went wrong on the way without ending the run, and which fields of the request were ignored."""
 
     @classmethod
-    def of(cls, answer: GuidedAnswer, *, ignored: list[str]) -> EtsReply:
+    def of(cls, answer: GuidedAnswer, *, warnings: list[str]) -> EtsReply:
         """Return what there is to say of an answer.
 
         Args:
             answer: The answer.
-            ignored: Fields of the request that nobody knows.
+            warnings: What is to be said of the request.
         """
         reward = answer.reward
         nothing = answer.cut_short and not answer.text and not answer.warnings
@@ -96,7 +96,7 @@ class EtsReply(_Reply):
             warnings=[
                 *answer.warnings,
                 *(["no response was complete in time"] if nothing else []),
-                *(f"the field {name!r:.80} is not known here and was ignored" for name in ignored),
+                *warnings,
             ],
         )
 

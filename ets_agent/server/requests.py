@@ -87,7 +87,7 @@ class ResponseFormat(_Part):
 class SamplingRequest(_Part):
     """What both kinds of requests have in common."""
 
-    # Further fields are looked at in `ets_agent.server.asked`: some are refused, the others are ignored.
+    # Further fields are looked at in `ets_agent.server.translation`: some are refused, the others are ignored.
     model_config = ConfigDict(extra="allow")
 
     model: str
@@ -100,8 +100,8 @@ class SamplingRequest(_Part):
     """Nucleus sampling."""
     n: int | None = Field(default=None, ge=1)
     """Answers to each prompt, each from a run with a seed of its own."""
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    """The same seed gives the same answers, where the model can seed."""
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    """The same seed gives the same answers, where the model can seed. A negative one stands for itself plus 2**63."""
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     """Strings that end the answer; not part of its text."""
     stream: bool | None = None

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from ets_agent.guided import GuidedReasoning
-from ets_agent.guided.reasoning import Plan
+from ets_agent.guided import GuidedReasoning, Plan
 from ets_agent.results import Event
 from ets_agent.server.errors import ClientGoneError, shutting_down
 
@@ -99,19 +98,31 @@ class Work:
         if self._closed:
             work.close()
             raise shutting_down()
-        task, watch = asyncio.create_task(work), asyncio.create_task(_hang_up(receive))
-        ending = asyncio.create_task(self._ending.wait())
-        task.add_done_callback(_heard)
-        watch.add_done_callback(_heard)
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return await self._race(task, asyncio.create_task(_hang_up(receive)))
+
+    async def until_ending(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do what is no work for a client yet, and is broken off when all work is ended: reading a request, say.
+
+        Raises:
+            ApiError: The server is shutting down.
+        """
+        return await self._race(asyncio.create_task(work))
+
+    async def _race(self, task: asyncio.Task[T], *gone: asyncio.Task[None]) -> T:
+        """Return a task's result, unless its client is gone first or all work is ended."""
+        others: list[asyncio.Task[Any]] = [*gone, asyncio.create_task(self._ending.wait())]
+        for each in (task, *gone):
+            each.add_done_callback(_heard)
         try:
-            await asyncio.wait({task, watch, ending}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, *others}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             over = task.done()
-            for each in (task, watch, ending):
+            for each in (task, *others):
                 each.cancel()
-            await asyncio.wait({task, watch, ending}, timeout=_LAST_SECONDS if self.ended else LET_GO_SECONDS)
+            await asyncio.wait({task, *others}, timeout=_LAST_SECONDS if self.ended else LET_GO_SECONDS)
             if not task.done():
                 _log.warning("a run goes on that was ended: the model does not let go of it")
         if over and not task.cancelled():

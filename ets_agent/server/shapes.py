@@ -33,14 +33,14 @@ class Heading:
         name: Unique name of the answer, the trace id of its first run.
         created: When it was asked for, in seconds since 1970.
         model: The model, by the name that callers know.
-        ignored: Fields of the request that nobody knows.
+        warnings: What is to be said of the request.
         choices: Answers to each prompt.
     """
 
     name: str
     created: int
     model: str
-    ignored: list[str]
+    warnings: list[str]
     choices: int
 
 
@@ -87,7 +87,7 @@ class ChatShape:
                     index=index,
                     message=ChatMessage(content=answer.text),
                     finish_reason=finish_reason(answer),
-                    ets=EtsReply.of(answer, ignored=heading.ignored),
+                    ets=EtsReply.of(answer, warnings=heading.warnings),
                 )
                 for index, answer in sorted(answers.items())
             ],
@@ -107,7 +107,7 @@ class ChatShape:
 
     def closing(self, index: int, answer: GuidedAnswer) -> ChatCompletionChunk:
         """Return the finish reason; see `Shape.closing`."""
-        ets = EtsReply.of(answer, ignored=self._heading.ignored)
+        ets = EtsReply.of(answer, warnings=self._heading.warnings)
         reason = finish_reason(answer)
         return self._chunk(
             ChatChunkChoice(index=index, delta=ChatDelta(), finish_reason=reason, logprobs=None, ets=ets)
@@ -158,7 +158,7 @@ class TextShape:
         return self._completion(usage=usage(answers, self._heading.choices))
 
     def _choice(self, index: int, text: str, answer: GuidedAnswer) -> TextChoice:
-        ets = EtsReply.of(answer, ignored=self._heading.ignored)
+        ets = EtsReply.of(answer, warnings=self._heading.warnings)
         return TextChoice(index=index, text=text, finish_reason=finish_reason(answer), logprobs=None, ets=ets)
 
     def _completion(self, *choices: TextChoice, usage: Usage | None = None) -> Completion:

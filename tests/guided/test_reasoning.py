@@ -309,6 +309,7 @@ async def test_waiting_for_a_place_counts_against_the_time_limit() -> None:
     assert (answer.text, answer.answer, answer.confidence) == ("", None, None)
     assert (answer.cut_short, answer.finish_reason) == (True, "timeout")
     assert answer.warnings == ("all places were taken until the time was over",)
+    assert answer.seed is None, "no run, no seed"
     assert answer.usage.seconds >= 0.02
     assert tool.places.waiting == 0
     occupant.cancel()

@@ -81,6 +81,14 @@ def test_keys_come_from_a_file_and_from_the_environment(tmp_path: Path) -> None:
     assert not read_keys(None, {"ETS_API_KEYS": " ,"}).required
 
 
+def test_a_key_may_have_a_number_sign_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("ab#cdef\n  #comment\nother#\t# of Ada\n#ghost\n")
+    keys = read_keys(file, {})
+    assert all(key in keys for key in ("ab#cdef", "other#"))
+    assert not any(key in keys for key in ("ab", "other", "comment", "#comment", "ghost", "#ghost"))
+
+
 @pytest.mark.parametrize("content", [b"", b"# nothing\n\n", b"two words\n", b"\xff\n", "schlüssel".encode()])
 def test_a_file_without_usable_keys_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "keys"
@@ -270,9 +278,52 @@ def test_a_full_queue_says_when_to_come_back(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue_uses_up_nothing_of_what_a_minute_allows(stream: bool) -> None:
+    backend = Gated()
+    limits = Limits(rate=2)
+    with Served(backend, keys=["ada", "ben"], limits=limits, max_concurrency=1, max_queue=0) as served:
+        with served.connection() as one:
+            one.sendall(authorized("ada"))
+            wait_until(lambda: backend.waiting == 1)
+            for _ in range(3):
+                refused = served.ask("POST", "/v1/chat/completions", {**CHAT, "stream": stream}, key="ben")
+                assert refused.error["code"] == "queue_full"
+            backend.open()
+            read_until(one, b"chat.completion")
+        answers = [served.ask("POST", "/v1/chat/completions", CHAT | LOW, key="ben").status for _ in range(3)]
+        assert answers == [200, 200, 429]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_has_no_place_in_time_is_told_to_come_back(stream: bool) -> None:
+    backend = Gated()
+    with Served(backend, max_concurrency=1) as served, served.asked(CHAT):
+        wait_until(lambda: backend.waiting == 1)
+        refused = served.chat(stream=stream, ets={"timeout": 0.05})
+        assert (refused.status, refused.error["code"]) == (503, "no_place")
+        assert refused.headers["retry-after"] == "1"
+        assert "all places were taken until the time was over" in refused.error["message"]
+
+
+def test_more_answers_than_there_are_places_can_never_be() -> None:
+    with Served(ScriptedBackend(SCRIPT), max_concurrency=2, max_queue=1) as served:
+        refused = served.chat(n=4)
+        assert (refused.status, refused.error["param"]) == (400, "n")
+        assert refused.error["message"] == "4 answers are asked for at once; allowed: at most 3"
+        assert served.chat(n=3, **LOW).status == 200
+        fields = served.ask("GET", "/openapi.json").json["components"]["schemas"]["ChatCompletionRequest"]
+        assert {"maximum": 3, "minimum": 1, "type": "integer"} in fields["properties"]["n"]["anyOf"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_choices_are_refused_together(stream: bool) -> None:
-    with Served(ScriptedBackend(SCRIPT, delay=0.001), max_concurrency=1, max_queue=1) as served:
-        assert served.chat(stream=stream, n=3).status == 429
+    backend = Gated()
+    with Served(backend, max_concurrency=1, max_queue=1) as served:
+        with served.asked(CHAT):
+            wait_until(lambda: backend.waiting == 1)
+            assert served.chat(stream=stream, n=2).status == 429
+            assert served.reasoning.places.waiting == 0
+            backend.open()
         wait_until(lambda: served.reasoning.places.active == 0)
         assert served.chat(stream=stream, n=2, **LOW).status == 200
 

@@ -102,6 +102,9 @@ def test_a_response_format_is_refused_where_its_reward_is_not_on_offer() -> None
         {"frequency_penalty": 0, "presence_penalty": 0.0, "modalities": ["text"], "audio": None, "n": None},
         {"response_format": {"type": "text"}, "stop": None, "seed": None, "stream": False, "stream_options": None},
         {"max_tokens": 8, "max_completion_tokens": 8, "stop": []},
+        {"guided_json": None, "stop_token_ids": [], "min_tokens": 0, "ignore_eos": False, "bad_words": []},
+        {"length_penalty": 1.0, "use_beam_search": False, "chat_template_kwargs": {}, "add_generation_prompt": True},
+        {"continue_final_message": False, "include_stop_str_in_output": False, "prompt_logprobs": None},
     ],
 )
 def test_fields_that_change_nothing_are_ignored(scripted: Served, fields: Fields) -> None:
@@ -113,6 +116,28 @@ def test_fields_that_change_nothing_are_ignored(scripted: Served, fields: Fields
 def test_a_field_that_nobody_knows_is_ignored_with_a_warning(scripted: Served) -> None:
     (choice,) = scripted.chat(**LOW, temprature=2).json["choices"]
     assert choice["ets"]["warnings"] == ["the field 'temprature' is not known here and was ignored"]
+
+
+def test_many_such_fields_have_one_warning_of_bounded_length(scripted: Served) -> None:
+    answer = scripted.chat(n=8, **LOW, **{f"{number}{'x' * 50}": 1 for number in range(15_000)})
+    for choice in answer.json["choices"]:
+        (warning,) = choice["ets"]["warnings"]
+        assert warning.startswith("the fields '0xx")
+        assert warning.endswith(" and 14,984 more are not known here and were ignored")
+        assert len(warning) < 2000
+    (choice,) = scripted.chat(**LOW, one=1, two=2).json["choices"]
+    assert choice["ets"]["warnings"] == ["the fields 'one', 'two' are not known here and were ignored"]
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**63), 2**63 - 1, 0])
+def test_the_seed_that_an_answer_tells_gives_it_again(scripted: Served, seed: int) -> None:
+    (first,) = scripted.chat(seed=seed).json["choices"]
+    told = first["ets"]["seed"]
+    assert 0 <= told < 2**63
+    (again,) = scripted.chat(seed=told).json["choices"]
+    assert again["ets"]["seed"] == told
+    assert again["message"] == first["message"]
+    assert again["ets"]["confidence"] == first["ets"]["confidence"]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +156,25 @@ def test_a_field_that_nobody_knows_is_ignored_with_a_warning(scripted: Served) -
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"web_search_options": {}}, "web_search_options"),
         ({"top_k": 5}, "top_k"),
+        ({"guided_json": {"type": "object"}}, "guided_json"),
+        ({"guided_regex": "a"}, "guided_regex"),
+        ({"guided_choice": ["a"]}, "guided_choice"),
+        ({"guided_grammar": "root"}, "guided_grammar"),
+        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
+        ({"stop_token_ids": [2]}, "stop_token_ids"),
+        ({"allowed_token_ids": [2]}, "allowed_token_ids"),
+        ({"min_tokens": 9}, "min_tokens"),
+        ({"ignore_eos": True}, "ignore_eos"),
+        ({"include_stop_str_in_output": True}, "include_stop_str_in_output"),
+        ({"bad_words": ["a"]}, "bad_words"),
+        ({"length_penalty": 2}, "length_penalty"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"truncate_prompt_tokens": 9}, "truncate_prompt_tokens"),
+        ({"chat_template": "x"}, "chat_template"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+        ({"continue_final_message": True}, "continue_final_message"),
     ],
 )
 def test_what_would_change_the_answer_and_is_not_supported_is_refused(
@@ -177,7 +221,8 @@ USER = {"role": "user", "content": "?"}
         ({"top_p": 0}, "top_p", "top_p is 0: "),
         ({"n": 0}, "n", "n is 0: "),
         ({"n": 9}, "n", "9 answers are asked for at once; allowed: at most 8"),
-        ({"seed": -1}, "seed", "seed is -1: "),
+        ({"seed": 2**63}, "seed", "seed is 9223372036854775808: "),
+        ({"seed": -(2**63) - 1}, "seed", "seed is -9223372036854775809: "),
         ({"max_tokens": "8"}, "max_tokens", "max_tokens is '8': input should be a valid integer"),
         ({"max_tokens": 8, "max_completion_tokens": 9}, "max_completion_tokens", "give one of the two"),
         ({"max_tokens": 65}, "max_tokens", "max_tokens is 65; allowed: at most 64"),

@@ -94,6 +94,20 @@ def test_connections_that_are_idle_or_half_sent_do_not_hold_it_up(scripted: Serv
         assert idle.recv(1) == b""
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_who_is_still_sending_a_request_is_told(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    with Served(ScriptedBackend(SCRIPT)) as served, served.connection() as sending:
+        sending.sendall(post(b"", path, length=100).replace(b"Host", b"Expect: 100-continue\r\nHost"))
+        read_until(sending, b"100 Continue")  # Now the body is being read.
+        sending.sendall(b"{")
+        served.stop()
+        answer = read_until(sending, b"shutting_down")
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"connection: close" in answer.lower()
+        assert served.wait_stopped(SOON)
+    assert caplog.records == []
+
+
 def test_nothing_new_is_begun() -> None:
     backend = Gated()
     with Served(backend, shutdown_timeout=PATIENCE) as served, served.connection() as open_before:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from contextlib import ExitStack
 
 import pytest
 
 from backends.scripted import ScriptedBackend
-from ets_agent import _connections
+from ets_agent import Policy, _connections
+from ets_agent.guided import RewardOffer
 from tests.server.models import Gated
-from tests.server.served import CHAT, LOW, SCRIPT, Served, post, read_until, wait_until
+from tests.server.served import CHAT, LOW, PATIENCE, SCRIPT, Served, post, read_until, wait_until
+from tests.server.test_streams import Content
 
 CHATS = "/v1/chat/completions"
 
@@ -88,6 +91,26 @@ def test_a_connection_with_a_request_is(monkeypatch: pytest.MonkeyPatch) -> None
         assert ended(other), "the time has gone by"
         gate.open()
         read_until(connection, b"chat.completion")
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["close", "keep-alive"])
+def test_a_response_that_is_not_read_is_not_kept(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    lost = threading.Event()
+    lose = _connections.Connection.connection_lost
+
+    def note(connection: _connections.Connection, error: Exception | None) -> None:
+        lose(connection, error)
+        lost.set()
+
+    monkeypatch.setattr(_connections, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(_connections.Connection, "connection_lost", note)
+    # More than all buffers between the two hold.
+    policy = Policy(rewards=[RewardOffer(name="content", reward=Content())], max_tokens=64)
+    with Served(ScriptedBackend({"x" * 4_000_000: 1.0}), policy=policy) as served, served.connection() as connection:
+        request = post(json.dumps(CHAT | LOW | {"n": 8}).encode())
+        connection.sendall(request if kept else request.replace(b"Host", b"Connection: close\r\nHost"))
+        assert connection.recv(1)
+        assert lost.wait(PATIENCE)
 
 
 def test_there_are_only_so_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:

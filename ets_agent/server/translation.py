@@ -26,35 +26,59 @@ _IGNORED = {
 """Fields of OpenAI's that change nothing about an answer."""
 
 _HARMLESS: Mapping[str, Callable[[Any], bool]] = {
+    "add_generation_prompt": lambda value: value is True,
+    "allowed_token_ids": lambda _: False,
     "audio": lambda _: False,
+    "bad_words": lambda value: value == [],
     "best_of": lambda value: value == 1,
+    "chat_template": lambda _: False,
+    "chat_template_kwargs": lambda value: value == {},
+    "continue_final_message": lambda value: value is False,
     "echo": lambda value: value is False,
     "frequency_penalty": lambda value: value == 0,
     "function_call": lambda value: value in ("none", "auto"),
     "functions": lambda value: value == [],
+    "guided_choice": lambda _: False,
+    "guided_grammar": lambda _: False,
+    "guided_json": lambda _: False,
+    "guided_regex": lambda _: False,
+    "ignore_eos": lambda value: value is False,
+    "include_stop_str_in_output": lambda value: value is False,
+    "length_penalty": lambda value: value == 1,
     "logit_bias": lambda value: value == {},
     "logprobs": lambda value: value is False,
     "min_p": lambda value: value == 0,
+    "min_tokens": lambda value: value == 0,
     "modalities": lambda value: value == ["text"],
     "moderation": lambda _: False,
     "presence_penalty": lambda value: value == 0,
+    "prompt_logprobs": lambda _: False,
     "reasoning_effort": lambda _: False,
     "repetition_penalty": lambda value: value == 1,
+    "stop_token_ids": lambda value: value == [],
+    "structured_outputs": lambda _: False,
     "suffix": lambda value: value == "",
     "tool_choice": lambda value: value in ("none", "auto"),
     "tools": lambda value: value == [],
     "top_k": lambda value: value in (0, -1),
     "top_logprobs": lambda value: value == 0,
+    "truncate_prompt_tokens": lambda _: False,
+    "use_beam_search": lambda value: value is False,
     "verbosity": lambda _: False,
     "web_search_options": lambda _: False,
 }
-"""Fields that would change an answer and are not supported, and the values besides null that say so little that they
-may pass."""
+"""Fields of OpenAI's and vLLM's that would change an answer and are not supported, and the values besides null that say
+so little that they may pass."""
 
 _INSTEAD = {
+    "guided_json": "; use response_format",
     "reasoning_effort": "; use ets.effort",
+    "structured_outputs": "; use response_format",
     "top_k": "; use ets.settings.top_k",
 }
+
+_MOST_NAMED = 16
+"""Fields that a warning names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +90,7 @@ class Asked:
         choices: Answers to each prompt.
         stream: Whether blocks are sent as they are chosen.
         include_usage: Whether a stream ends with the usage.
-        ignored: Fields that nobody knows.
+        warnings: What the caller is told of fields that nobody knows.
         body: The request as it came.
     """
 
@@ -74,7 +98,7 @@ class Asked:
     choices: int
     stream: bool
     include_usage: bool
-    ignored: list[str]
+    warnings: list[str]
     body: SamplingRequest
 
     def param(self, error: RequestError) -> str | None:
@@ -125,7 +149,7 @@ def completion_asked(body: CompletionRequest) -> Asked:
 
 
 def _asked(body: SamplingRequest, prompts: list[dict[str, Any]], *, reward: dict[str, Any] | None) -> Asked:
-    ignored = _unknown(body)
+    warnings = _warnings(_unknown(body))
     fields = _fields(body)
     if reward is not None:
         fields["reward"] = reward
@@ -141,7 +165,7 @@ def _asked(body: SamplingRequest, prompts: list[dict[str, Any]], *, reward: dict
         choices=count,
         stream=bool(body.stream),
         include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
-        ignored=ignored,
+        warnings=warnings,
         body=body,
     )
 
@@ -169,7 +193,8 @@ def _fields(body: SamplingRequest) -> dict[str, Any]:
             raise ApiError(
                 400, f"{name} is given twice, also in ets.settings; give it once", param=f"ets.settings.{name}"
             )
-        settings[name] = value
+        # Seeds here are not negative; the one that an answer tells is what was used.
+        settings[name] = value % 2**63 if name == "seed" else value
     return {**given, "settings": settings, "max_tokens": body.max_answer_tokens}
 
 
@@ -185,6 +210,17 @@ def _unknown(body: SamplingRequest) -> list[str]:
             code="unsupported_parameter",
         )
     return [name for name in body.extra if name not in _IGNORED and name not in _HARMLESS]
+
+
+def _warnings(unknown: list[str]) -> list[str]:
+    """Say which fields were ignored, in words of a bounded length: they stand in the reply once for each answer."""
+    if not unknown:
+        return []
+    named = ", ".join(f"{name!r:.80}" for name in unknown[:_MOST_NAMED])
+    more = f" and {len(unknown) - _MOST_NAMED:,} more" if len(unknown) > _MOST_NAMED else ""
+    if len(unknown) == 1:
+        return [f"the field {named} is not known here and was ignored"]
+    return [f"the fields {named}{more} are not known here and were ignored"]
 
 
 def _message(message: ChatRequestMessage) -> dict[str, str]:

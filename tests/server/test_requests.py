@@ -62,6 +62,12 @@ def test_settings_reach_the_run(scripted: Served) -> None:
     assert choice["ets"]["usage"]["candidate_tokens"] == 3 * 8
 
 
+@pytest.mark.parametrize("settings", [{"num_rollouts": [1, 4]}, {"stop": ["a"]}, {"stop": "a"}])
+def test_settings_that_are_lists_come_as_json_has_them(scripted: Served, settings: Fields) -> None:
+    answer = scripted.chat(ets={"settings": settings})
+    assert answer.status == 200, answer.text
+
+
 def test_a_token_budget_cuts_a_run_short(scripted: Served) -> None:
     (choice,) = scripted.chat(ets={"token_budget": 5}, seed=1).json["choices"]
     assert choice["finish_reason"] == "length"

@@ -105,7 +105,7 @@ class TokenDialect:
         # One after the other: it is rare that anything has to be asked for, and a task for each would cost more.
         return [await self._finished(state, raw, choice, seam) for choice in choices]
 
-    async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[replies.Told]:
         """Score given continuations; see `Dialect.score`."""
         body = {
             "model": self.model,
@@ -116,7 +116,7 @@ class TokenDialect:
         }
         return await self.client.post("/completions", body, lambda answer: replies.prompt_logprobs(answer, rollouts))
 
-    async def ends(self, state: EndpointState, token: int) -> bool:
+    async def ends(self, state: EndpointState, token: int) -> bool | None:
         """Whether the server stops where it has to draw this token; see `Dialect.ends`."""
         body = {
             "model": self.model,
@@ -133,7 +133,7 @@ class TokenDialect:
             if error.status not in {400, 422}:
                 raise
             _log.debug("whether token %d ends a response of %s is not known: %s", token, self.model, error)
-            return True
+            return None
         return drawn.token_ids != (token, token)
 
     async def aclose(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from backends.base import Capabilities, Prompt, SamplingParams, State
-from backends.endpoints.replies import Choice
+from backends.endpoints.replies import Choice, Told
 from backends.errors import BackendError, CapabilityError
 from backends.tokenization import Tokenization
 
@@ -141,12 +141,12 @@ class Dialect(Protocol):
         """
         ...
 
-    async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return the plain log-probability of each token of given continuations (nats) with one request."""
+    async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[Told]:
+        """Return the plain log-probabilities of given continuations' tokens, and their texts, with one request."""
         ...
 
-    async def ends(self, state: EndpointState, token: int) -> bool:
-        """Whether a token ends a response, as far as one request tells; if it does not, it is taken to."""
+    async def ends(self, state: EndpointState, token: int) -> bool | None:
+        """Whether a token ends a response; None where one request does not tell."""
         ...
 
     async def aclose(self) -> None:

@@ -164,7 +164,7 @@ async def _measures(server: Server, body: dict[str, Any], drawn: Choice) -> tupl
     if mode is None or scored is None:
         return mode, False
     # What is given as log-probabilities may be logits, or of a quantised cache: then nothing can be weighed by it.
-    distance = max(abs(one - other) for one, other in zip(scored[0], drawn.logprobs or (), strict=True))
+    distance = max(abs(one - other) for one, other in zip(scored[0].logprobs, drawn.logprobs or (), strict=True))
     return (mode if distance < _UNLIKE else None), distance < features.TOLERANCE
 
 

@@ -46,6 +46,19 @@ class Choice:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a server tells of given tokens.
+
+    Attributes:
+        logprobs: Plain log-probability of each (nats).
+        texts: Text of each, special ones shown; empty where it is not told.
+    """
+
+    logprobs: tuple[float, ...]
+    texts: tuple[str, ...]
+
+
 def completions(answer: Any, n: int, *, budget: int, logprobs: bool, ids: bool) -> list[Choice]:
     """Read the answer of ``/completions``.
 
@@ -84,8 +97,8 @@ def chats(answer: Any, n: int, *, budget: int, logprobs: bool, exact: bool = Tru
     return _counted([_chat(choice, logprobs=logprobs) for choice in _choices(answer, n)], answer, budget, exact=exact)
 
 
-def prompt_logprobs(answer: Any, wanted: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Read the log-probabilities (nats) of the last tokens of prompts, one list of such tokens for each prompt."""
+def prompt_logprobs(answer: Any, wanted: Sequence[Sequence[int]]) -> list[Told]:
+    """Read what is told of the last tokens of prompts, one list of such tokens for each prompt."""
     return [
         _prompt_logprobs(choice, tokens) for choice, tokens in zip(_choices(answer, len(wanted)), wanted, strict=True)
     ]
@@ -245,14 +258,18 @@ def _limited(told: int, budget: int) -> CapabilityError:
     )
 
 
-def _prompt_logprobs(choice: Any, wanted: Sequence[int]) -> list[float]:
+def _prompt_logprobs(choice: Any, wanted: Sequence[int]) -> Told:
     listed = _field(choice, "prompt_logprobs")
     if not isinstance(listed, list) or len(listed) <= len(wanted):
         raise MalformedError("log-probabilities of the prompt are missing")
-    found: list[Any] = []
-    for token, entry in zip(wanted, listed[len(listed) - len(wanted) :], strict=True):
-        found.append(_field(_field(entry, str(token)), "logprob"))
-    return list(_logprobs(found))
+    entries = [
+        _field(entry, str(token)) for token, entry in zip(wanted, listed[len(listed) - len(wanted) :], strict=True)
+    ]
+    texts = [entry.get("decoded_token") if isinstance(entry, dict) else None for entry in entries]
+    return Told(
+        logprobs=_logprobs([_field(entry, "logprob") for entry in entries]),
+        texts=tuple(text if isinstance(text, str) else "" for text in texts),
+    )
 
 
 def _field(value: Any, name: str) -> Any:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from backends.base import Completion, SamplingParams
+from backends.endings import ended_by, gone_past, refuse_other_endings
+from backends.endpoints.decoding import looks_special
 from backends.endpoints.dialects import Dialect, EndpointState
-from backends.errors import CapabilityError, EndpointError, TokenizerMismatchError
+from backends.errors import CapabilityError, EndpointError
 from backends.limits import Limiter
 
 _SCORED_TOGETHER = 32
 """Most rollouts that one request has scored."""
+
+
+class _Score(NamedTuple):
+    """A rollout's log-probability (nats), and those of its tokens whose text looks like a special one's."""
+
+    total: float
+    special: frozenset[int] = frozenset()
 
 
 class Scoring:
@@ -28,8 +38,8 @@ class Scoring:
         self._dialect = dialect
         self._name = name
         self._limiter = limiter
-        self._ends: dict[int, bool] = {}
-        """Of tokens that have ended a response elsewhere, whether they end one here."""
+        self._ends: dict[int, bool | None] = {}
+        """Of tokens that were asked about, whether they end a response; None where the server does not tell."""
 
     def possible(self, params: SamplingParams) -> bool:
         """Whether the server scores given tokens under these parameters."""
@@ -48,7 +58,7 @@ class Scoring:
 
         Raises:
             CapabilityError: The server does not score, or not under these sampling parameters.
-            TokenizerMismatchError: A completion was ended by a token that ends none here.
+            TokenizerMismatchError: A completion ends with a token that ends none here, or goes on after one that does.
             EndpointError: A request failed for good.
         """
         for state in states:
@@ -58,11 +68,11 @@ class Scoring:
             for state, group in zip(states, completions, strict=True)
             for first in range(0, len(group), _SCORED_TOGETHER)
         ]
-        sums = await self._limiter.map(lambda chunk: self._sums(*chunk), chunks, rank=rank)
-        flat = iter([total for chunk in sums for total in chunk])
+        scored = await self._limiter.map(lambda chunk: self._scored(*chunk), chunks, rank=rank)
+        flat = iter([score for chunk in scored for score in chunk])
         scores = [[next(flat) for _ in group] for group in completions]
         await self._check_ends(states, completions, scores, rank=rank)
-        return scores
+        return [[score.total for score in line] for line in scores]
 
     def _check(self, params: SamplingParams) -> None:
         if self.possible(params):
@@ -78,45 +88,49 @@ class Scoring:
         self,
         states: Sequence[EndpointState],
         completions: Sequence[Sequence[Completion]],
-        scores: Sequence[Sequence[float]],
+        scores: Sequence[Sequence[_Score]],
         *,
         rank: int,
     ) -> None:
-        """Refuse completions that are possible here, but not over: their probability is not that of a whole response.
+        """Refuse completions whose probability here is not that of a whole response; see `backends.endings`.
 
-        Where there are stop strings, nothing is refused: the last token may be of one of them.
+        A server is asked once about a token: about those that ended completions which are possible here, and about
+        those within completions that look special, as all do that end responses, unless somebody has set others.
         """
-        last = {
-            completion.token_ids[-1]: state
-            for state, group, line in zip(states, completions, scores, strict=True)
-            for completion, score in zip(group, line, strict=True)
-            if completion.token_ids and completion.finish_reason == "stop" and score > -math.inf
-            if not state.params.stop
-        }
-        unknown = [(state, token) for token, state in last.items() if token not in self._ends]
+        ended: dict[int, EndpointState] = {}
+        past: dict[int, EndpointState] = {}
+        for state, group, line in zip(states, completions, scores, strict=True):
+            for completion, score in zip(group, line, strict=True):
+                if score.total > -math.inf and (last := ended_by(completion, state.params.stop)) is not None:
+                    ended[last] = state
+                if score.special:
+                    past |= dict.fromkeys(score.special.intersection(gone_past(completion)), state)
+        unknown = [(state, token) for token, state in (ended | past).items() if token not in self._ends]
         ends = await self._limiter.map(lambda asked: self._dialect.ends(*asked), unknown, rank=rank)
         self._ends.update(zip([token for _, token in unknown], ends, strict=True))
-        if going_on := [token for token in last if not self._ends[token]]:
-            raise TokenizerMismatchError(
-                f"the model that drew these completions ends responses with token {going_on[0]}, which ends none of "
-                f"{self._name}; importance weights need two models whose responses end alike"
-            )
+        refuse_other_endings(self._name, ended, past, self._ends.get)
 
-    async def _sums(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[float]:
-        """Return the log-probabilities of rollouts; no tokens have 0, and unknown ones minus infinity."""
+    async def _scored(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[_Score]:
+        """Return the scores of rollouts; no tokens have 0, and unknown ones minus infinity."""
         asked = [place for place, rollout in enumerate(rollouts) if rollout]
-        totals = [0.0] * len(rollouts)
+        scores = [_Score(0.0)] * len(rollouts)
         if not asked:
-            return totals
+            return scores
         try:
-            scored = await self._dialect.score(state, [rollouts[place] for place in asked])
+            told = await self._dialect.score(state, [rollouts[place] for place in asked])
         except EndpointError as error:
             if "out of vocabulary" not in str(error):
                 raise
             if len(asked) == 1:
-                totals[asked[0]] = -math.inf
-                return totals
-            return [(await self._sums(state, [rollout]))[0] for rollout in rollouts]
-        for place, logprobs in zip(asked, scored, strict=True):
-            totals[place] = math.fsum(logprobs) if -math.inf not in logprobs else -math.inf
-        return totals
+                scores[asked[0]] = _Score(-math.inf)
+                return scores
+            return [(await self._scored(state, [rollout]))[0] for rollout in rollouts]
+        for place, of_tokens in zip(asked, told, strict=True):
+            logprobs, texts = of_tokens.logprobs, of_tokens.texts
+            scores[place] = _Score(
+                math.fsum(logprobs) if -math.inf not in logprobs else -math.inf,
+                frozenset(
+                    token for token, text in zip(rollouts[place], texts, strict=True) if looks_special(text.strip())
+                ),
+            )
+        return scores

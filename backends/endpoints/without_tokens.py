@@ -18,7 +18,7 @@ from backends.endpoints.dialects import (
     refuse_top_k,
     sampling_fields,
 )
-from backends.endpoints.replies import Choice
+from backends.endpoints.replies import Choice, Told
 from backends.errors import CapabilityError
 from backends.text import stop_end
 from backends.tokenization import Tokenization
@@ -45,11 +45,11 @@ class WithoutTokens:
         """Not known."""
         return None
 
-    async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def score(self, state: EndpointState, rollouts: Sequence[Sequence[int]]) -> list[Told]:
         """Refuse: text would be tokenized anew."""
         raise self._cannot_score()
 
-    async def ends(self, state: EndpointState, token: int) -> bool:
+    async def ends(self, state: EndpointState, token: int) -> bool | None:
         """Refuse, as `score` does."""
         raise self._cannot_score()
 

@@ -30,6 +30,7 @@ from backends.base import (
     check_prompt,
     row_seeds,
 )
+from backends.endings import ended_by, gone_past, refuse_other_endings
 from backends.errors import BackendError, ContextLengthError, PromptError
 from backends.local.batch import Row
 from backends.local.cache import Prefix
@@ -212,12 +213,23 @@ class LocalBackend(BackendContext):
         return adopted
 
     async def score(self, states: Sequence[State], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
-        """Return the log-probabilities of completions; see `backends.Backend.score`."""
-        items = [
-            Scored(state.prefix, completion.token_ids, state.params)
+        """Return the log-probabilities of completions; see `backends.Backend.score`.
+
+        Raises:
+            TokenizerMismatchError: Responses of the model that drew the completions end otherwise than this one's.
+        """
+        pairs = [
+            (state, completion)
             for state, group in zip(map(_own, states), completions, strict=True)
             for completion in group
         ]
+        refuse_other_endings(
+            self._name,
+            {token for state, drawn in pairs if (token := ended_by(drawn, state.params.stop)) is not None},
+            {token for _, drawn in pairs for token in gone_past(drawn)},
+            self._end_tokens.__contains__,
+        )
+        items = [Scored(state.prefix, completion.token_ids, state.params) for state, completion in pairs]
         flat = await _done(self._engine.score(items)) if items else []
         scores = iter(flat)
         return [[next(scores) for _ in group] for group in completions]

@@ -116,9 +116,10 @@ def test_tokens_that_only_their_total_is_known_of_are_shared_among_those_that_st
 
 
 def test_scores_are_those_of_the_tokens_that_were_asked_for_at_the_end_of_the_prompt() -> None:
-    told = [None, {"5": {"logprob": -9.0}}, {"7": {"logprob": -2.0}, "8": {"logprob": -0.1}}, {"6": {"logprob": -3.0}}]
+    drawn = {"logprob": -2.0, "decoded_token": "<|end|>"}
+    told = [None, {"5": {"logprob": -9.0}}, {"7": drawn, "8": {"logprob": -0.1}}, {"6": {"logprob": -3.0}}]
     answer = {"choices": [{"index": 0, "prompt_logprobs": told}]}
-    assert replies.prompt_logprobs(answer, [[7, 6]]) == [[-2.0, -3.0]]
+    assert replies.prompt_logprobs(answer, [[7, 6]]) == [replies.Told(logprobs=(-2.0, -3.0), texts=("<|end|>", ""))]
     for wanted in ([6, 7], [9, 6], [1, 5, 7, 6], [6, 1, 5, 7, 6]):
         with pytest.raises(MalformedError):
             replies.prompt_logprobs(answer, [wanted])

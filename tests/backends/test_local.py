@@ -31,6 +31,7 @@ from transformers import (
 
 import backends
 from backends import BackendError, Completion, ContextLengthError, PromptError, SamplingParams, UnknownModelError
+from backends.errors import TokenizerMismatchError
 from backends.local import LocalBackend
 from backends.local.cache import BatchCache, Computed
 from backends.local.engine import Engine
@@ -354,6 +355,24 @@ async def test_a_kept_candidate_does_not_keep_its_siblings_caches(tiny: LocalBac
     computed = next(state for state in states if not state.finished).prefix.computed  # type: ignore[attr-defined]
     for tensor in (*computed.keys, *computed.values, computed.logits):
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+async def test_completions_of_a_model_that_ends_otherwise_are_not_scored(tiny: LocalBackend) -> None:
+    assert tiny.tokenization is not None
+    assert tiny.tokenization.end_ids
+    start = await tiny.begin(QUESTION, max_tokens=8, params=PLAIN)
+    end = min(tiny.tokenization.end_ids)
+    endings: list[tuple[Any, tuple[int, ...]]] = [("stop", (5, end, 5, end)), ("length", (5, 5, end))]
+    for reason, ids in endings:
+        past = Completion(text="", token_ids=ids, finish_reason=reason)
+        with pytest.raises(TokenizerMismatchError, match=f"goes on after token {end}, which ends responses"):
+            await tiny.score([start], [[past]])
+    sooner = Completion(text="", token_ids=(5, 5), finish_reason="stop")
+    with pytest.raises(TokenizerMismatchError, match="ends responses with token 5, which ends none of"):
+        await tiny.score([start], [[sooner]])
+    stopped = await tiny.begin(QUESTION, max_tokens=8, params=SamplingParams(stop=("never",)))
+    ((score,),) = await tiny.score([stopped], [[sooner]])
+    assert math.isfinite(score)
 
 
 async def test_scores_are_split_when_prefixes_do_not_fit(tiny: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:

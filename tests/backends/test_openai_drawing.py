@@ -14,7 +14,7 @@ from backends.errors import TokenizerMismatchError, UnusableDrawError
 from backends.openai import OpenAIBackend
 from backends.retries import RetryPolicy
 from ets_agent import ETS
-from tests.fake_server import Drawn, FakeServer, ScriptedModel
+from tests.fake_server import Drawn, FakeServer, Fault, FaultPlan, ScriptedModel
 
 from .test_conformance import QUESTION as LOCAL_QUESTION
 
@@ -358,6 +358,61 @@ async def test_a_proposal_whose_responses_end_otherwise_is_refused() -> None:
             # A stop string ends with any token.
             result = await ets.complete(QUESTION, seed=0, stop=["never"])
             assert result.text in {"a b c", "a d"}
+
+
+class EndingSooner(ScriptedModel):
+    """Ends a response at a further token, as chat models do that were made of a base model."""
+
+    def _row(self, *args: Any) -> Drawn:
+        row = super()._row(*args)
+        place = next((place for place, token in enumerate(row.token_ids) if token in self.end_ids), None)
+        if place is None:
+            return row
+        ids = row.token_ids[: place + 1]
+        steps = None if row.steps is None else row.steps[: place + 1]
+        return Drawn(token_ids=ids, text=self.decode(ids[:-1], skip_special=True), finish_reason="stop", steps=steps)
+
+
+async def test_a_proposal_that_draws_on_past_the_end_of_a_response_is_refused() -> None:
+    script = {"x yes <|stop|> and more": 1.0, "x no": 1.0}
+    reference, proposal = EndingSooner(script), ScriptedModel(script)
+    within = proposal.encode(" <|stop|>", special=False)[0]
+    with FakeServer(reference) as one, FakeServer(proposal) as other:
+        for ends in ({0}, {0, within}):
+            reference.end_ids = frozenset(ends)
+            async with await connect(one) as scores, await connect(other) as drawing:
+                ets = ETS(scores, "self_consistency", drawing, block_size=1, num_candidates=4, max_tokens=12)
+                if within not in ends:
+                    asked = len(draws(one))
+                    await ets.complete(QUESTION, seed=0)
+                    await ets.complete(QUESTION, seed=0)
+                    asking = [body["allowed_token_ids"] for body in draws(one)[asked:] if "allowed_token_ids" in body]
+                    assert sorted(asking) == [[0], [within]], "each token is asked about once"
+                    continue
+                # Whatever the stop strings.
+                for stop in ([], ["never"]):
+                    with pytest.raises(TokenizerMismatchError, match=f"goes on after token {within}, which ends"):
+                        await ets.complete(QUESTION, seed=0, stop=stop)
+
+
+class Refusal(Fault):
+    """A request that the server does not know."""
+
+    @property
+    def error(self) -> tuple[int, str]:
+        return 400, "not implemented"
+
+
+async def test_a_server_that_does_not_say_what_ends_a_response_is_believed() -> None:
+    script = {"x yes <|stop|> and more": 1.0, "x no": 1.0}
+    refusing = FaultPlan(
+        lambda asked: Refusal(kind="server_error") if "allowed_token_ids" in (asked.body or {}) else None
+    )
+    with FakeServer(ScriptedModel(script), faults=refusing) as one, FakeServer(ScriptedModel(script)) as other:
+        async with await connect(one) as scores, await connect(other) as drawing:
+            ets = ETS(scores, "self_consistency", drawing, block_size=1, num_candidates=4, max_tokens=12)
+            result = await ets.complete(QUESTION, seed=0)
+    assert result.text in script
 
 
 @pytest.mark.parametrize("profile", ["completions", "chat"])

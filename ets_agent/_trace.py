@@ -80,6 +80,7 @@ def step_trace(
         num_rollouts=max((len(candidate.rollouts) for candidate in group.unfinished), default=0),
         diagnostics=Diagnostics(
             rollout_ess=energy.effective_sample_size(shares),
+            num_judged=sum(rollout.reward is not None for rollout in group.rollouts),
             largest_share=float(shares.max()),
             selection_error=energy.selection_error(estimate, group.source),
             ratio_ess=None if check is None else check.ess,

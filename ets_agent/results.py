@@ -50,6 +50,8 @@ class Diagnostics(_Record):
 
     rollout_ess: float
     """Effective sample size of the rollouts: how many of them carry the weight."""
+    num_judged: int = 0
+    """Rollouts that have a verdict: the most that ``rollout_ess`` can be, where it is known."""
     largest_share: float
     """Largest share of the weight that a single rollout carries, 0 to 1."""
     selection_error: float

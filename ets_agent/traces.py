@@ -2,7 +2,7 @@
 
 The first line is a header: ``{"type": "run", "format": 1, "trace_id": …, "created": …, "prompt": …, "reward": …}``.
 Every further line is an event of `ets_agent.results`, as `ETS.stream` yields it; only the result in the last one,
-``finished``, comes without its steps, because they stand above. `read_trace` puts them back.
+``finished``, comes without its steps, because they stand above, and with its confidence. `read_trace` puts them back.
 """
 
 from __future__ import annotations
@@ -15,22 +15,40 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
 from backends import Prompt
-from ets_agent.results import CandidatesWeighed, Event, Finished, Result, StepStarted, StepTrace, Warned
+from ets_agent.confidence import confidence
+from ets_agent.results import (
+    BlockCommitted,
+    CandidatesWeighed,
+    Event,
+    Finished,
+    Result,
+    StepStarted,
+    StepTrace,
+    Warned,
+)
 
 FORMAT: Final = 1
 """Number of the file format; a version that cannot be read as this one is gets another."""
 
-_EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
-
 
 class TraceError(Exception):
     """A trace cannot be written or read; the message names the file and says why."""
+
+
+class _End(Finished):
+    """The last line: what agents are told of a run, too, for those who read the file and not the library."""
+
+    confidence: float | None = None
+
+
+_Line = Annotated[StepStarted | CandidatesWeighed | BlockCommitted | Warned | _End, Field(discriminator="type")]
+_EVENTS: TypeAdapter[StepStarted | CandidatesWeighed | BlockCommitted | Warned | _End] = TypeAdapter(_Line)
 
 
 class _Header(BaseModel):
@@ -76,6 +94,11 @@ class Trace:
     def finished(self) -> bool:
         """Whether the run came to its end, be it by a deadline, while the file was written."""
         return self.result is not None
+
+    @property
+    def confidence(self) -> float | None:
+        """The share of weight behind the answer, as `GuidedAnswer.confidence` tells it; None without a result."""
+        return None if self.result is None else confidence(self.result)
 
 
 class TraceWriter:
@@ -132,7 +155,10 @@ class TraceWriter:
             TraceError: It cannot be written, for example because the disk is full; what is written so far stays
                 readable.
         """
-        exclude: Any = {"result": {"steps"}} if isinstance(event, Finished) else None
+        exclude: Any = None
+        if isinstance(event, Finished):
+            event = _End(result=event.result, confidence=confidence(event.result))
+            exclude = {"result": {"steps"}}
         try:
             line = event.model_dump_json(exclude=exclude)
         except PydanticSerializationError:

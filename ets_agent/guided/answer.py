@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, WithJsonSchema
 
-from ets_agent.results import Result, StepTrace, Usage
-from rewards import canonical
+from ets_agent.confidence import confidence
+from ets_agent.results import Result, Usage
 
 _JSON_REWARD = {"anyOf": [{"type": "number"}, {"const": "-Infinity"}]}
 """A reward may be minus infinity, for which JSON has no number."""
@@ -63,24 +61,3 @@ class GuidedAnswer(BaseModel):
             trace_id=trace_id,
             warnings=tuple(result.warnings),
         )
-
-
-def confidence(result: Result) -> float | None:
-    """Return the share of weight behind a result's answer, averaged over the steps; see `GuidedAnswer.confidence`."""
-    wanted = result.text if result.answer is None else canonical(result.answer)
-
-    @cache  # Of hundreds of rollouts, most end in one of a few answers.
-    def counts(text: str, answer: str | None) -> bool:
-        return text == wanted if result.answer is None else answer is not None and canonical(answer) == wanted
-
-    shares = [_share(step, counts) for step in result.steps if any(step.weights)]
-    return min(1.0, sum(shares) / len(shares)) if shares else None
-
-
-def _share(step: StepTrace, counts: Callable[[str, str | None], bool]) -> float:
-    return sum(
-        weight * rollout.share
-        for weight, rollouts in zip(step.weights, step.rollouts, strict=True)
-        for rollout in rollouts
-        if counts(rollout.text, rollout.answer)
-    )

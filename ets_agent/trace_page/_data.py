@@ -35,7 +35,7 @@ def page_data(trace: Trace) -> dict[str, Any]:
         "step": trace.step,
         "numSteps": trace.num_steps,
         "path": blocks,
-        "result": None if trace.result is None else _result(trace.result, "".join(blocks)),
+        "result": None if trace.result is None else _result(trace, trace.result, "".join(blocks)),
         "steps": steps,
         "groups": groups.values,
         "texts": texts.values,
@@ -134,6 +134,7 @@ def _step(step: StepTrace, before: dict[int, str], path: int, texts: _Once, grou
         "fallback": step.fallback,
         "resampled": step.resampled,
         "rolloutEss": _number(check.rollout_ess),
+        "numJudged": check.num_judged,
         "largestShare": _number(check.largest_share),
         "selectionError": _number(check.selection_error),
         "ratioEss": _number(check.ratio_ess),
@@ -175,12 +176,13 @@ def _shared(one: str, other: str) -> int:
     return next((place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(other))
 
 
-def _result(result: Result, path: str) -> dict[str, Any]:
+def _result(trace: Trace, result: Result, path: str) -> dict[str, Any]:
     return {
         # What no step committed, because the run was cut short, comes from a rollout.
         "rest": result.text[len(path) :] if result.text.startswith(path) else "",
         "answer": result.answer,
         "reward": _number(result.reward),
+        "confidence": _number(trace.confidence),
         "finish": result.finish_reason,
         "model": result.model,
         "proposal": result.proposal,

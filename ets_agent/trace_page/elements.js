@@ -53,6 +53,14 @@ function percent(share) {
   return value < 0.01 ? "< 0.01 %" : `${value.toPrecision(2)} %`;
 }
 
+/** The standard error of a log-energy, in nats; beyond one nat it says no more than that nothing is known. */
+const LARGEST_ERROR = 1;
+
+function plusMinus(error, known = true) {
+  if (error === null) return "";
+  return known && Number(error) <= LARGEST_ERROR ? ` ± ${decimal(error)}` : ", error unknown";
+}
+
 /** The share that a full bar stands for: the next round number above the largest weight. */
 function fullBar(largest) {
   const rounds = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1];

@@ -4,7 +4,7 @@
 const LONG = 1500;
 
 const ENDS = {
-  stop: "ended by itself",
+  stop: "finished",
   length: "ended by max_tokens",
   timeout: "cut short by the timeout",
   budget: "cut short by the token budget",
@@ -55,6 +55,9 @@ function answer() {
       ? el("p", { class: "none" }, "The reward reads no final answer in the response.")
       : el("p", { class: "final" }, written(result.answer, "found")),
     verdict(),
+    result.confidence === null
+      ? null
+      : el("p", { class: "about" }, "Confidence: the share of weight behind this answer, averaged over the steps; no probability of being right."),
   );
   return section;
 }
@@ -63,7 +66,8 @@ function verdict() {
   const { result } = data;
   const by = data.rewardName ? [" by ", el("code", {}, data.rewardName)] : [];
   const judged = result.reward === null ? ["no verdict"] : ["reward ", el("strong", {}, reward(result.reward))];
-  return el("p", { class: "verdict" }, judged, by, " · ", ENDS[result.finish]);
+  const sure = result.confidence === null ? [] : [" · confidence ", el("strong", {}, decimal(result.confidence))];
+  return el("p", { class: "verdict" }, judged, by, sure, " · ", ENDS[result.finish]);
 }
 
 function warnings() {
@@ -93,8 +97,8 @@ function cost() {
     ["Seed", el("code", {}, result.seed)],
   ];
   if (result.logNormalizer !== null) {
-    const error = result.logNormalizerError === null ? "" : ` ± ${decimal(result.logNormalizerError)}`;
-    entries.push(["log E[exp(r/λ)]", `${decimal(result.logNormalizer)}${error}`, "nats, under the model alone"]);
+    const value = decimal(result.logNormalizer) + plusMinus(result.logNormalizerError);
+    entries.push(["log E[exp(r/λ)]", value, "nats, under the model alone"]);
   }
   return el(
     "section",
@@ -130,7 +134,7 @@ function path() {
     el(
       "p",
       { class: "hint" },
-      `Each part was chosen in the step of its number${rest ? "; the last one is from the best rollout" : ""}.`,
+      `The numbers are the steps in which each part was chosen${rest ? "; the last part is from the best rollout" : ""}.`,
     ),
   );
 }

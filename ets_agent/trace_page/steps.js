@@ -8,16 +8,30 @@ const MOST_ROWS_OF_A_STEP = 30;
 /** With more steps than this, those out of sight are not laid out. */
 const MANY_STEPS = 40;
 
-const ROLLOUT_ENDS = { stop: "by itself", length: "at the token limit", error: "by a failure, left out" };
+const ROLLOUT_ENDS = { stop: "finished", length: "token limit", error: "failure, left out" };
 const FALLBACKS = {
   equal_rewards: "All rewards were equal, so the weights are uniform: the choice is the model’s own.",
   zero_energies: "All energies were zero, so the weights are uniform: the choice is the model’s own.",
   no_verdict: "No rollout had a verdict, so the weights are uniform: the choice is the model’s own.",
 };
 
+/** Below this largest weight of all steps, bars are drawn on a scale of their own; otherwise a full bar is 100 %. */
+const SMALL_WEIGHT = 0.1;
+
+const TERMS = [
+  ["Candidate", "A piece of text with which the response could go on; each step draws several and keeps one, with a probability equal to its weight."],
+  ["Rollout", "A whole response that begins with a candidate. The reward judges rollouts, and so the candidates."],
+  ["log Ê", "A candidate’s log-energy: the logarithm of the mean of exp(reward / λ) over its rollouts, in nats (the unit of natural logarithms), with its standard error. The error is unknown where no rollout got a reward, or where it is above 1 nat."],
+  ["Weight", "A candidate’s share of the energies of its step. Bars are weights."],
+  ["Effective sample size", "How many candidates, or rollouts, share the weight: 1 where one has all of it, their number where all have the same."],
+  ["Confidence", "The share of weight behind the answer, averaged over the steps. It says how much the search agreed with itself, and is no probability of being right."],
+];
+
 function steps() {
   if (!data.steps.length) return null;
   const share = Math.floor(MOST_ROWS / data.steps.length);
+  const largest = data.steps.reduce((most, step) => step.rows.reduce((sofar, row) => Math.max(sofar, row.weight), most), 0);
+  const full = largest < SMALL_WEIGHT ? fullBar(largest) : 1;
   const limit = Math.min(MOST_ROWS_OF_A_STEP, Math.max(FEWEST_ROWS_OF_A_STEP, share));
   return el(
     "section",
@@ -26,14 +40,16 @@ function steps() {
     el(
       "p",
       { class: "hint" },
-      "The thick line leads through the candidates that were chosen. A candidate opens to the rollouts it was judged by.",
+      "The thick line leads through the candidates that were chosen. ",
+      data.steps.some((step) => step.chains > 1) ? "Thick twigs are candidates from which other chains go on. " : null,
+      "A candidate opens to the rollouts it was judged by.",
     ),
-    el("div", { class: data.steps.length > MANY_STEPS ? "tree many" : "tree" }, data.steps.map((step) => stepSection(step, limit)), end()),
+    el("details", { class: "reading" }, el("summary", {}, "How to read this page"), facts(TERMS, "list")),
+    el("div", { class: data.steps.length > MANY_STEPS ? "tree many" : "tree" }, data.steps.map((step) => stepSection(step, limit, full)), end()),
   );
 }
 
-function stepSection(step, limit) {
-  const full = fullBar(Math.max(...step.rows.map((row) => row.weight)));
+function stepSection(step, limit, full) {
   const list = el("ol", { class: "candidates", role: "list", "aria-label": `Candidates of step ${step.step}` });
   const most = step.rows.length <= limit + 2 ? step.rows.length : limit;
   list.append(...step.rows.slice(0, most).map((row, index) => candidate(step, row, index, full)));
@@ -53,6 +69,7 @@ function stepSection(step, limit) {
       el(
         "div",
         { class: "columns", "aria-hidden": "true" },
+        span(""),
         span("weight", "weight"),
         span("scale", span("", "0"), span("", percent(full).replace(".0", ""))),
         span("text", "candidate"),
@@ -69,7 +86,7 @@ function summary(step) {
   if (different > 1 && different < all) parts[0] += `, ${whole(different)} different`;
   if (step.chains > 1) parts.push(plural(step.chains, "chain") + (step.resampled ? ", resampled" : ""));
   if (step.numRollouts) parts.push(`${plural(step.numRollouts, "rollout")} each`);
-  parts.push(`effective sample size ${decimal(step.ess, 1)}`);
+  parts.push(`effective sample size ${decimal(step.ess, 1)} of ${whole(all)}`);
   return parts.join(" · ");
 }
 
@@ -81,8 +98,9 @@ function alarms(step) {
 }
 
 function diagnostics(step) {
+  const judged = step.numJudged ? ` of ${whole(step.numJudged)}` : "";
   const entries = [
-    ["Rollouts that carry the weight", decimal(step.rolloutEss, 1), "effective sample size of the rollouts"],
+    ["Rollouts that carry the weight", decimal(step.rolloutEss, 1) + judged, "effective sample size of the rollouts"],
     ["Largest share of one rollout", percent(step.largestShare)],
     ["Selection error", decimal(step.selectionError, 3), "expected distance to the selection with exact energies, 0 to 1"],
   ];
@@ -120,10 +138,11 @@ function candidate(step, row, index, full) {
   const button = el(
     "button",
     { type: "button", class: "row", "aria-expanded": "false", "aria-controls": id },
+    el("span", { class: "chevron", "aria-hidden": "true" }),
     span("weight", row.path ? unseen("chosen, ") : null, unseen("weight "), percent(row.weight)),
     el("span", { class: "track", "aria-hidden": "true" }, bar),
     span("what", written(data.texts[row.text], "text"), span("under", ...tags(step, row), said(group))),
-    span("energy", unseen("log-energy "), ...energy(row)),
+    span("energy", unseen("log-energy "), ...energy(row, group)),
   );
   const panel = el("div", { id, class: "rollouts", hidden: true });
   button.addEventListener("click", () => {
@@ -143,8 +162,10 @@ function tags(step, row) {
   if (row.count > 1) found.push(span("tag", `× ${whole(row.count)}`, unseen(" identical")));
   if (row.finished) found.push(span("tag", "complete"));
   if (step.chains > 1) found.push(span("tag", `of chain ${row.chain + 1}`));
-  if (step.chains > 1 && row.kept.length) {
+  if (row.kept.length > 1 || (row.kept.length && row.kept[0] !== row.chain)) {
     found.push(span("tag", `goes on as chain ${row.kept.map((chain) => chain + 1).join(", ")}`));
+  } else if (step.chains > 1 && row.kept.length && !row.path) {
+    found.push(unseen("goes on"));
   }
   return found.flatMap((tag) => (tag.ariaHidden ? [tag] : [unseen(", "), tag]));
 }
@@ -167,11 +188,12 @@ function said(group) {
 
 const clipped = (text) => (text.length > 48 ? `${[...text].slice(0, 48).join("")}…` : text);
 
-function energy(row) {
+function energy(row, group) {
   if (row.logEnergy === null) return ["unknown"];
   const value = decimal(row.logEnergy);
   if (row.finished) return [value, span("error", " exact")];
-  return row.error === null ? [value] : [value, span("error", ` ± ${decimal(row.error)}`)];
+  const error = plusMinus(row.error, row.error === 0 || group.rollouts.some((rollout) => rollout.reward));
+  return error ? [value, span("error", error)] : [value];
 }
 
 /** Up and down, home and end go from candidate to candidate of a step. */
@@ -203,7 +225,7 @@ function rolloutItem(rollout, group) {
   ];
   if (rollout.logRatio !== null) entries.push(["log ρ", decimal(rollout.logRatio)]);
   if (rollout.logprob !== null) entries.push(["log p", decimal(rollout.logprob)]);
-  entries.push(["ended", ROLLOUT_ENDS[rollout.finish]]);
+  entries.push(["end", ROLLOUT_ENDS[rollout.finish]]);
   if (rollout.count > 1) entries.push(["drawn", `${rollout.count} times`]);
   const lead = [...data.texts[group.lead]];
   const before = lead.slice(0, Math.max(0, lead.length - rollout.cut)).join("");

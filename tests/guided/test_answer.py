@@ -13,7 +13,7 @@ import rewards
 from backends import Completion, Prompt
 from backends.scripted import ScriptedBackend
 from ets_agent import ETS, GuidedAnswer, GuidedReasoning, Result
-from ets_agent.guided.answer import confidence
+from ets_agent.confidence import confidence
 from rewards import Reward
 from tests.traces.runs import result, rollout, step
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from pydantic import ValidationError
 
 from backends.scripted import ScriptedBackend
-from ets_agent import ETS, CandidatesWeighed, Finished, Result, StepStarted, Warned
+from ets_agent import ETS, CandidatesWeighed, Finished, GuidedAnswer, Result, StepStarted, Warned
 from ets_agent.traces import TraceError, TraceWriter, check_new, read_trace, save_trace
 from tests.traces.runs import prompts, result, results, rollout, step
 
@@ -74,6 +74,27 @@ def test_the_result_in_the_file_does_not_repeat_the_steps(saved: Path) -> None:
     lines = [json.loads(line) for line in saved.read_text().splitlines()]
     assert lines[0].keys() == {"type", "format", "trace_id", "created", "prompt", "reward"}
     assert "steps" not in lines[-1]["result"]
+
+
+def test_the_file_tells_the_confidence_that_agents_are_told(path: Path) -> None:
+    one, two = rollout("a #### 1", share=0.75), rollout("a #### 2", share=0.25)
+    run = result("a #### 1", [step(1, ["a", "b"], [0.6, 0.4], rollouts=((one, two), (two,)))])
+    save_trace(path, MESSAGES, run)
+    told = GuidedAnswer.of(run, trace_id="7f").confidence
+    assert json.loads(path.read_text().splitlines()[-1])["confidence"] == told == pytest.approx(0.45)
+    assert read_trace(path).confidence == told
+
+
+def test_a_file_without_a_confidence_is_read_and_has_one(saved: Path) -> None:
+    before = read_trace(saved)
+    *lines, last = saved.read_text().splitlines()
+    end = json.loads(last)
+    assert end.pop("confidence") == before.confidence is not None
+    saved.write_text("\n".join([*lines, json.dumps(end), ""]))
+    assert read_trace(saved) == before
+    assert read_trace(saved).confidence == before.confidence
+    saved.write_text("\n".join(lines))
+    assert read_trace(saved).confidence is None
 
 
 def test_a_beginning_of_a_file_is_a_run_that_is_not_finished(path: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.async_api import Locator, Page, expect
 
 from backends.scripted import ScriptedBackend
-from ets_agent import ETS, CandidatesWeighed, ETSConfig, Result, StepStarted, Warned
+from ets_agent import ETS, CandidatesWeighed, ETSConfig, GuidedAnswer, Result, StepStarted, Warned
 from ets_agent.traces import TraceWriter
 from tests.traces.conftest import Show
 from tests.traces.runs import DIAGNOSTICS, result, rollout, step
@@ -49,7 +49,9 @@ TWO_STEPS = [
             ),
         ),
         dropped=1,
-        diagnostics=DIAGNOSTICS.model_copy(update={"verdict": "the proposal is far off", "num_ratios": 8}),
+        diagnostics=DIAGNOSTICS.model_copy(
+            update={"verdict": "the proposal is far off", "num_ratios": 8, "num_judged": 7}
+        ),
     ),
     step(
         2,
@@ -92,7 +94,7 @@ async def test_the_head_tells_question_answer_and_cost(show: Show) -> None:
     question, answer = page.get_by_role("region", name="Question"), page.get_by_role("region", name="Answer")
     assert re.sub(r"\s+", " ", await question.inner_text()) == "QUESTION system Be brief. user How many?"
     await expect(answer).to_contain_text("32")
-    await expect(answer).to_contain_text("reward 0.75 by self_consistency · ended by itself")
+    await expect(answer).to_contain_text("reward 0.75 by self_consistency · confidence 0.00 · finished")
     cost = page.get_by_role("region", name="Model and cost")
     for told in ("tiny/qwen3", "tiny/qwen3-small", "1,000", "900 as rollouts", "1.50 s", str(2**48), "−1.25"):
         await expect(cost).to_contain_text(told)
@@ -109,7 +111,7 @@ async def test_the_path_leads_from_start_to_end(show: Show) -> None:
     assert await blocks.locator(".text").all_text_contents() == ["12 + 4 = 16\n", "16 * 2 = 32\n#### 32"]
     assert await page.locator(".path-candidate .text").all_text_contents() == ["12 + 4 = 16\n", "16 * 2 = 32\n#### 32"]
     assert await page.get_by_text("chosen", exact=True).count() == 2
-    await expect(page.locator(".end")).to_have_text("Answer 32 · ended by itself")
+    await expect(page.locator(".end")).to_have_text("Answer 32 · finished")
     await blocks.nth(1).locator(".text").click()
     assert page.url.endswith("#step-2")
     trunk = await page.evaluate("""() => {
@@ -122,13 +124,15 @@ async def test_the_path_leads_from_start_to_end(show: Show) -> None:
 async def test_a_step_tells_what_its_weights_are_worth(show: Show) -> None:
     page = await show(RUN)
     first, second = (page.get_by_role("region", name=f"Step {number}", exact=True) for number in (1, 2))
-    await expect(first).to_contain_text("4 candidates, 3 different · 2 rollouts each · effective sample size 3.8")
+    await expect(first).to_contain_text("4 candidates, 3 different · 2 rollouts each · effective sample size 3.8 of 4")
     await expect(first).to_contain_text("the proposal is far off")
     await expect(first).to_contain_text("1 rollout without a verdict, left out of the estimates.")
     await expect(second).to_contain_text("All rewards were equal, so the weights are uniform")
     await first.get_by_text("How far to trust the weights").click()
     await expect(first.get_by_text("Selection error")).to_be_visible()
     await expect(first).to_contain_text("unknown")
+    carry = first.locator("dl.list > div", has_text="Rollouts that carry the weight")
+    await expect(carry).to_contain_text("6.5 of 7")
 
 
 async def test_identical_candidates_are_one_with_their_common_weight(show: Show) -> None:
@@ -150,8 +154,8 @@ async def test_a_click_opens_the_rollouts_and_another_closes_them(show: Show) ->
     await expect(panel.get_by_role("heading")).to_have_text("2 rollouts, shared by 2 identical candidates")
     first, second = await panel.get_by_role("listitem").all()
     told = {
-        first: ["answer32", "reward0.5", "log ρ0.13", "log p−7.25", "endedby itself"],
-        second: ["answernone", "rewardno verdict", "log ρ−1.50", "log p−7.25", "endedat the token limit"],
+        first: ["answer32", "reward0.5", "log ρ0.13", "log p−7.25", "endfinished"],
+        second: ["answernone", "rewardno verdict", "log ρ−1.50", "log p−7.25", "endtoken limit"],
     }
     for entry, facts in told.items():
         assert await entry.locator("dl > div").all_text_contents() == facts
@@ -212,7 +216,10 @@ async def test_everything_is_reached_by_tab_and_shows_the_focus(show: Show) -> N
         assert place[1] == "solid"
         assert place[2] >= 2
         reached.append(place[0])
-    assert reached == ["SUMMARY", "A", "A", "SUMMARY", "BUTTON", "BUTTON", "BUTTON", "SUMMARY", "BUTTON", "BUTTON"]
+    assert reached == [
+        *("SUMMARY", "A", "A", "SUMMARY"),
+        *("SUMMARY", "BUTTON", "BUTTON", "BUTTON", "SUMMARY", "BUTTON", "BUTTON"),
+    ]
 
 
 async def test_a_screen_reader_hears_what_the_layout_shows(show: Show) -> None:
@@ -328,7 +335,7 @@ CONTRAST = """() => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_all_text_has_enough_contrast(show: Show, scheme: Any) -> None:
     page = await show(RUN, color_scheme=scheme)
-    for part in (".row", ".diagnostics > summary", ".settings > summary"):
+    for part in (".row", ".diagnostics > summary", ".settings > summary", ".reading > summary"):
         await page.locator(part).first.click()
     await page.locator(".row").nth(1).hover()
     found = await page.evaluate(CONTRAST)
@@ -345,21 +352,93 @@ async def pixels(page: Page) -> np.ndarray:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1200])
-async def test_bars_are_as_long_as_weights_are_large(show: Show, width: int, scheme: Any) -> None:
-    weights = [0.1, 0.4, 0.3, 0.15, 0.05, 0.0]
-    run = result("a", [step(1, list("abcdef"), weights, log_energies=(0.0,) * 6)])
-    page = await show(run, width=width, color_scheme=scheme)
+@pytest.mark.parametrize(
+    ("weights", "full", "scale"),
+    [
+        ([[0.1, 0.4, 0.3, 0.15, 0.05, 0.0], [0.9, 0.1]], 1.0, "100 %"),
+        ([[0.04] * 25, [0.08] * 10 + [0.02] * 10], 0.1, "10 %"),
+        ([[0.04] * 25, [0.2] * 5], 1.0, "100 %"),
+    ],
+)
+async def test_bars_are_as_long_as_weights_are_large_on_one_scale(
+    show: Show, weights: list[list[float]], full: float, scale: str, width: int, scheme: Any
+) -> None:
+    def texts(count: int) -> list[str]:
+        return [f"{place:02d}" for place in range(count)]
+
+    steps = [
+        step(number, texts(len(own)), own, log_energies=(0.0,) * len(own)) for number, own in enumerate(weights, 1)
+    ]
+    page = await show(result("0000", steps), width=width, color_scheme=scheme)
     picture = await pixels(page)
-    for row, weight in zip(await page.locator(".row").all(), [0.1, 0.4, 0.3, 0.15, 0.05, 0.0], strict=True):
+    rows = await page.locator(".row").all()
+    shown = [[own[0], *sorted(own[1:], reverse=True)] for own in weights]
+    for row, weight in zip(rows, [weight for own in shown for weight in own], strict=True):
         box = await row.locator(".track").bounding_box()
         assert box is not None
         middle = picture[round(box["y"] + box["height"] / 2)]
         line = middle[round(box["x"]) : round(box["x"] + box["width"])]
-        track = line[-4]  # A full bar is 50 %, so that no bar gets here.
+        track = line[-4]  # No weight here fills its bar.
         filled = (np.abs(line - track).sum(axis=1) > 60).sum()
-        assert filled == pytest.approx(box["width"] * weight / 0.5, abs=2)
+        assert filled == pytest.approx(box["width"] * weight / full, abs=2)
     if width > 1000:
-        assert await page.locator(".scale").inner_text() == "0\n50 %"
+        assert await page.locator(".scale").all_inner_texts() == [f"0\n{scale}"] * len(weights)
+
+
+async def test_a_row_shows_that_it_opens(show: Show) -> None:
+    page = await show(RUN)
+    row = page.locator(".row").first
+    mark = "getComputedStyle(document.querySelector('.row .chevron'), '::before').content"
+    assert await page.evaluate(mark) == '"▸"'
+    await expect(row.locator(".chevron")).to_have_attribute("aria-hidden", "true")
+    await row.click()
+    assert await page.evaluate(mark) == '"▾"'
+
+
+async def test_the_page_explains_its_words_on_demand(show: Show) -> None:
+    page = await show(RUN)
+    reading = page.locator(".reading")
+    await expect(reading.locator("dl")).to_be_hidden()
+    await reading.get_by_text("How to read this page").click()
+    told = await reading.locator("dt").all_inner_texts()
+    assert told == ["Candidate", "Rollout", "log Ê", "Weight", "Effective sample size", "Confidence"]
+    await expect(reading).to_contain_text("in nats")
+
+
+async def test_the_confidence_is_the_one_that_agents_are_told(show: Show) -> None:
+    one, two = rollout("a #### 1", share=0.75), rollout("a #### 2", share=0.25)
+    run = result("a #### 1", [step(1, ["a", "b"], [0.6, 0.4], rollouts=((one, two), (two,)))])
+    told = GuidedAnswer.of(run, trace_id="7f").confidence
+    assert told == pytest.approx(0.45)
+    answer = (await show(run)).get_by_role("region", name="Answer")
+    await expect(answer).to_contain_text("reward 0.75 by self_consistency · confidence 0.45 · finished")
+    await expect(answer).to_contain_text("the share of weight behind this answer, averaged over the steps")
+
+
+async def test_an_error_that_says_nothing_is_not_shown(show: Show) -> None:
+    errors = (0.25, 1.0, 1.01, 2708.4, 0.3, None, 0.0)
+    groups = [(rollout("a"),)] * 4 + [(rollout("a", reward=0.0), rollout("b", reward=None))] + [(rollout("a"),)]
+    none = (rollout("z", reward=0.0),)
+    run = result(
+        "a",
+        [
+            step(
+                1,
+                list("abcdefg"),
+                [1 / 7] * 7,
+                log_energies=(0.0,) * 7,
+                log_energy_errors=errors,
+                rollouts=(*groups, none),
+            )
+        ],
+        log_normalizer=-1.25,
+        log_normalizer_error=30.0,
+    )
+    page = await show(run)
+    assert await page.locator(".row .energy").all_text_contents() == [
+        f"log-energy 0.00{told}" for told in (" ± 0.25", " ± 1.00", *[", error unknown"] * 3, "", " ± 0.00")
+    ]
+    await expect(page.get_by_role("region", name="Model and cost")).to_contain_text("−1.25, error unknown")
 
 
 @pytest.mark.parametrize("width", [320, 400, 700, 1200])
@@ -413,8 +492,21 @@ async def test_with_several_chains_the_path_is_that_of_the_answer(show: Show) ->
     assert await page.locator(".path-candidate .text").all_text_contents() == ["b", "e"]
     ahead = candidates(page, 1).nth(1)
     await expect(ahead).to_contain_text("ahead for now")
-    await expect(ahead).to_contain_text("goes on as chain 1")
+    await expect(ahead).to_contain_text("of chain 1")
+    await expect(ahead).to_contain_text("goes on")
+    await expect(page.get_by_text("goes on as chain")).to_have_count(0)
+    await expect(page.locator(".hint").last).to_contain_text(
+        "Thick twigs are candidates from which other chains go on."
+    )
     await expect(page.get_by_role("region", name="Step 2", exact=True)).to_contain_text("2 chains")
+
+
+async def test_a_chain_that_goes_on_from_another_one_says_so(show: Show) -> None:
+    first = step(1, ["a", "b"], [0.7, 0.3], chains=(0, 1), kept=(0, 0), chosen=0, resampled=True)
+    last = step(2, ["c", "d"], [0.5, 0.5], chains=(0, 1), kept=(0, 1), finished=(True,) * 2)
+    page = await show(result("ac", [first, last]))
+    await expect(candidates(page, 1).nth(0)).to_contain_text("goes on as chain 1, 2")
+    await expect(page.get_by_text("goes on as chain")).to_have_count(1)
 
 
 async def test_a_file_that_ends_early_says_so(show: Show, tmp_path: Path) -> None:
@@ -448,7 +540,7 @@ async def test_what_a_rollout_had_to_complete_is_marked(show: Show) -> None:
     await expect(page.locator(".rest")).to_have_text("from a rollout: and so 32")
     answer = page.get_by_role("region", name="Answer")
     await expect(answer).to_contain_text("reads no final answer")
-    await expect(answer).to_contain_text("no verdict by self_consistency · cut short by the timeout")
+    await expect(answer).to_contain_text("no verdict by self_consistency · confidence 0.00 · cut short by the timeout")
 
 
 async def test_a_long_question_is_folded(show: Show) -> None:
@@ -479,6 +571,8 @@ async def test_a_run_of_a_model_has_a_page(show: Show) -> None:
     script = {"12 + 4 = 16\n16 * 2 = 32\n#### 32": 3.0, "12 + 4 = 18\n#### 18": 1.0}
     async with ETS(ScriptedBackend(script), num_steps=8, max_tokens=16, num_chains=3) as ets:
         run = await ets.complete("How many?", seed=1)
+    for trace in run.steps:
+        assert 1 <= trace.diagnostics.rollout_ess <= trace.diagnostics.num_judged + 1e-9
     page = await show(run)
     assert "".join(await page.locator(".block .text").all_text_contents()) == run.text
     assert await page.locator(".step").count() == len(run.steps)

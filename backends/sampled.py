@@ -29,5 +29,5 @@ def sampled_log_probabilities(logits: Floats, params: SamplingParams) -> Floats:
         before = np.cumsum(ranked) - ranked
         kept[order[before >= params.top_p * ranked.sum()]] = False
     scaled = np.where(kept, scaled, -np.inf)
-    normalised: Floats = scaled - np.log(np.exp(scaled).sum())
-    return normalised
+    normalized: Floats = scaled - np.log(np.exp(scaled).sum())
+    return normalized

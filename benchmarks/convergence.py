@@ -222,20 +222,20 @@ def draw(cells: Sequence[Cell], floors: dict[int, float], path: Path) -> None:
     several = [steps for steps in STEPS if steps > 1]
     figure, axes = plt.subplots(len(several), 3, figsize=(12, 7), sharex=True, sharey=True, constrained_layout=True)
     titles = {"rollouts": "rollouts of the reference", "near": ENERGIES["near"], "far": ENERGIES["far"]}
-    colours = dict(zip(ROLLOUTS, ("tab:orange", "tab:green", "tab:blue"), strict=True))
+    colors = dict(zip(ROLLOUTS, ("tab:orange", "tab:green", "tab:blue"), strict=True))
     for row, steps in enumerate(several):
         for column, (energies, title) in enumerate(titles.items()):
             axis = axes[row, column]
             shown = [(("exact", steps, 1), "exact energies", "black", "-")]
             if row == 0:
                 shown.append((("exact", 1, 1), "one step (I = 1)", "0.6", "-"))
-            shown += [((energies, steps, k), f"K = {k}", colours[k], "-") for k in ROLLOUTS]
+            shown += [((energies, steps, k), f"K = {k}", colors[k], "-") for k in ROLLOUTS]
             if energies == "rollouts":
-                shown.append((("own", steps, 1), "K = 1, none shared", colours[1], ":"))
-            for key, label, colour, style in shown:
+                shown.append((("own", steps, 1), "K = 1, none shared", colors[1], ":"))
+            for key, label, color, style in shown:
                 curve = curves[key]
                 found = [cell.distance for cell in curve]
-                axis.plot(CANDIDATES, found, style, color=colour, marker="o", markersize=3, label=label)
+                axis.plot(CANDIDATES, found, style, color=color, marker="o", markersize=3, label=label)
             first = curves["exact", steps, 1][0].distance
             axis.plot(CANDIDATES, [first / math.sqrt(m) for m in CANDIDATES], "--", color="0.7", label="∝ M^(-1/2)")
             for floor in floors.values():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ets_agent.energy import Floats, effective_sample_size, self_normalised
+from ets_agent.energy import Floats, effective_sample_size, self_normalized
 
 MIN_PARETO_DRAWS = 25
 """Fewer draws have no tail to fit."""
@@ -47,7 +47,7 @@ def check_proposal(log_ratios: Floats) -> ProposalCheck:
     draws = len(log_ratios)
     if np.isneginf(log_ratios).all():
         return ProposalCheck(draws, 0.0, None, f"proposal outside of the reference: all {draws} rollouts impossible")
-    ess = effective_sample_size(self_normalised(log_ratios))
+    ess = effective_sample_size(self_normalized(log_ratios))
     k = pareto_k(log_ratios)
     verdict = None
     if ess < max(1.5, _LEAST_SHARE * draws) and draws > 1:
@@ -87,6 +87,6 @@ def _fitted_shape(excesses: Floats) -> float:
     slopes = (1 - np.sqrt(len(grid) / (grid - 0.5))) / (3 * quartile) + 1 / excesses[-1]
     shapes = np.log1p(-slopes[:, None] * excesses).mean(axis=1)
     likelihoods = count * (np.log(-slopes / shapes) - shapes - 1)
-    slope = float(slopes @ self_normalised(likelihoods))
+    slope = float(slopes @ self_normalized(likelihoods))
     shape = float(np.log1p(-slope * excesses).mean())
     return (count * shape + 10 * 0.5) / (count + 10)

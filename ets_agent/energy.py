@@ -72,7 +72,7 @@ class Estimate:
         """
         with np.errstate(divide="ignore"):
             logs = np.log(self.weights) + log_factors
-        weights = self_normalised(logs)
+        weights = self_normalized(logs)
         with np.errstate(divide="ignore", invalid="ignore"):
             scale = np.where(self.weights > 0, weights / self.weights, np.exp(log_factors - log_sum_exp(logs, axis=0)))
         return replace(
@@ -145,7 +145,7 @@ def estimate(
     log_energies = np.full_like(shifted, -np.inf)
     log_energies[alive] = shifted[alive] + _scale(largest, kl_coef)
 
-    shares = self_normalised(exponents.ravel()).reshape(rewards.shape)
+    shares = self_normalized(exponents.ravel()).reshape(rewards.shape)
     weights = shares.sum(axis=1)
     noisy = judged if exact is None else judged & ~exact[:, None]
     drift = np.exp(log_weights) if estimator == "self_normalized" else np.ones_like(shares)
@@ -213,7 +213,7 @@ def log_normalizer(estimate: Estimate, source: Sequence[int]) -> tuple[float, fl
     value = float(total - math.log(count))
     if count == 1 or not math.isfinite(total):
         return value, None
-    ratios = count * self_normalised(estimate.log_energies)[estimate.judged]
+    ratios = count * self_normalized(estimate.log_energies)[estimate.judged]
     variance = float(ratios.var(ddof=1)) / count
     # Candidates that share rollouts share their error too, which the spread of the energies does not show.
     shared = {place: copies for place, copies in Counter(source).items() if copies > 1}
@@ -239,14 +239,14 @@ def selection_error(estimate: Estimate, source: Sequence[int]) -> float:
     return min(1.0, 0.5 * math.sqrt(2 / math.pi) * float(np.sqrt(spread).sum()))
 
 
-def self_normalised(log_weights: Floats) -> Floats:
+def self_normalized(log_weights: Floats) -> Floats:
     """Return exp(log_weights) / Σ exp(log_weights), uniform where all are minus infinity."""
     total = log_sum_exp(log_weights, axis=0)
     if np.isneginf(total):
         return np.full(len(log_weights), 1 / len(log_weights))
     weights = np.exp(log_weights - total)
-    normalised: Floats = weights / weights.sum()
-    return normalised
+    normalized: Floats = weights / weights.sum()
+    return normalized
 
 
 def log_sum_exp(values: Floats, *, axis: int) -> Floats:
@@ -302,8 +302,8 @@ def _standard_errors(values: Floats, means: Floats, drift: Floats, noisy: NDArra
     if total == 0:
         return np.zeros(len(means))
     within = np.where(noisy, np.square(values - drift * means[:, None]), 0.0).sum(axis=1)
-    centre = values[noisy].sum() / total
-    overall = np.square(values - drift * centre)[noisy].sum() / max(1, total - 1)
+    center = values[noisy].sum() / total
+    overall = np.square(values - drift * center)[noisy].sum() / max(1, total - 1)
     variance = (within + overall) / np.maximum(counts, 1)
     return np.where(counts > 0, np.sqrt(variance / np.maximum(counts, 1)), 0.0)
 

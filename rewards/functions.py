@@ -53,7 +53,7 @@ class FunctionReward(PointwiseReward):
         self._function = Function(function, "one completion", name, timeout, process, arguments or {})
         self.name = self._function.name
         self.timeout = timeout
-        self.judgement_limit = None  # The function has its own.
+        self.judgment_limit = None  # The function has its own.
         self.concurrency = None if self._function.asynchronous else 1
 
     async def judge(self, prompt: Prompt, completion: Completion) -> float | None:

@@ -141,7 +141,7 @@ class LLMJudge(PointwiseReward):
         self._opponents = opponents
         self._unread = 0
         self._duels: dict[Pair, _Duel | None] | None = None
-        self.timeout = self.judgement_limit = timeout
+        self.timeout = self.judgment_limit = timeout
         self.concurrency = concurrency
         self.pointwise = mode == "score"
 

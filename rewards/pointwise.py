@@ -30,7 +30,7 @@ class PointwiseReward(Reward):
 
     pointwise = True
 
-    judgement_limit: float | None = 60.0
+    judgment_limit: float | None = 60.0
     """Seconds after which one judgement is given up; None for no limit."""
 
     concurrency: int | None = None
@@ -83,7 +83,7 @@ class PointwiseReward(Reward):
 
     async def _judge_all(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | Exception | None]:
         async def attempt(completion: Completion) -> float | None:
-            value = await within(self.judgement_limit, self.judge(prompt, completion), what=f"reward {self.label!r}")
+            value = await within(self.judgment_limit, self.judge(prompt, completion), what=f"reward {self.label!r}")
             (verdict,) = checked_verdicts([value], 1, self.label)
             return verdict
 

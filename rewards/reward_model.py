@@ -50,7 +50,7 @@ class RewardModel(PointwiseReward):
     Scores do not depend on what else is in a batch, except for rounding.
     """
 
-    judgement_limit = None  # They are judged together, in batches.
+    judgment_limit = None  # They are judged together, in batches.
 
     def __init__(
         self,

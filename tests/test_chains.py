@@ -16,10 +16,10 @@ weight_lists = st.lists(st.floats(0, 1), min_size=1, max_size=12).filter(lambda 
 
 @given(weight_lists, st.integers(1, 30), st.integers(0, 2**32))
 def test_systematic_resampling_rounds_up_or_down(weights: list[float], count: int, seed: int) -> None:
-    normalised = np.array(weights) / sum(weights)
-    found = Counter(chains.systematic(normalised, count, np.random.default_rng(seed)))
+    normalized = np.array(weights) / sum(weights)
+    found = Counter(chains.systematic(normalized, count, np.random.default_rng(seed)))
     assert found.total() == count
-    for index, weight in enumerate(normalised):
+    for index, weight in enumerate(normalized):
         assert np.floor(count * weight - 1e-9) <= found[index] <= np.ceil(count * weight + 1e-9)
 
 

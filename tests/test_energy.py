@@ -253,7 +253,7 @@ def test_estimators_differ_in_the_weights_only() -> None:
         energy.estimate(rewards, kl_coef=0.5, log_ratios=ratios, estimator="best")  # type: ignore[arg-type]
 
 
-def test_self_normalisation_counts_judged_rollouts_only() -> None:
+def test_self_normalization_counts_judged_rollouts_only() -> None:
     rewards, ratios = np.array([[1.0, math.nan, 0.0]]), np.log([[2.0, 50.0, 1.0]])
     found = energy.estimate(rewards, kl_coef=1.0, log_ratios=ratios, estimator="self_normalized")
     assert found.log_energies[0] == pytest.approx(math.log((2 * math.e + 1) / 3))
@@ -342,7 +342,7 @@ def test_reweighting_keeps_energies_and_shares_in_proportion() -> None:
     assert moved.log_energies.tolist() == found.log_energies.tolist()
 
 
-def test_the_normaliser_is_the_mean_energy() -> None:
+def test_the_normalizer_is_the_mean_energy() -> None:
     found = energy.estimate(np.array([[1.0, 0.0], [0.5, 0.5]]), kl_coef=0.5)
     value, error = energy.log_normalizer(found, [0, 1])
     assert value == pytest.approx(math.log((np.exp(2) + 1) / 4 + np.e / 2))
@@ -356,7 +356,7 @@ def test_the_normaliser_is_the_mean_energy() -> None:
     assert math.isnan(nan)
 
 
-def test_the_normaliser_has_no_error_where_none_can_be_told() -> None:
+def test_the_normalizer_has_no_error_where_none_can_be_told() -> None:
     ratios = np.array([[0.0, 0.0], [MINUS_INFINITY, MINUS_INFINITY], [0.1, 0.2]])
     value, error = energy.log_normalizer(energy.estimate(np.zeros((3, 2)), kl_coef=0.1, log_ratios=ratios), [0, 1, 2])
     assert math.isfinite(value)

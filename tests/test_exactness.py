@@ -282,7 +282,7 @@ async def test_chains_work_with_estimated_energies_and_with_a_proposal() -> None
 
 @pytest.mark.parametrize("chains", [1, 4])
 @pytest.mark.parametrize("scale", [None, 0.8], ids=["reference", "proposal"])
-async def test_the_log_normaliser_is_unbiased_in_linear_space(chains: int, scale: float | None) -> None:
+async def test_the_log_normalizer_is_unbiased_in_linear_space(chains: int, scale: float | None) -> None:
     model = EnumerableBackend.random(8)
     start = await model.begin("q", max_tokens=MAX_TOKENS, params=SamplingParams(temperature=1.3))
     exact = model.log_energy(start, value, kl_coef=KL_COEF)

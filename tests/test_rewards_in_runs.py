@@ -36,7 +36,7 @@ class Careful(PointwiseReward):
         return float(completion.text == "stay")
 
 
-async def test_failed_judgements_are_dropped_counted_and_reported() -> None:
+async def test_failed_judgments_are_dropped_counted_and_reported() -> None:
     async with ETS(ScriptedBackend(SCRIPT), Careful(), **SETTINGS) as ets:
         events = [event async for event in ets.stream("q")]
         result = events[-1].result

@@ -83,9 +83,9 @@ class Silent(Reward):
 
 def optimal(kl_coef: float, power: float = 1.0) -> dict[str, float]:
     """p*(x) ∝ p_ref(x) exp(r / λ); ``power`` is an inverse temperature on whole responses (1 here)."""
-    unnormalised = {text: SCRIPT[text] ** power * math.exp(VALUES[text] / kl_coef) for text in SCRIPT}
-    total = sum(unnormalised.values())
-    return {text: value / total for text, value in unnormalised.items()}
+    unnormalized = {text: SCRIPT[text] ** power * math.exp(VALUES[text] / kl_coef) for text in SCRIPT}
+    total = sum(unnormalized.values())
+    return {text: value / total for text, value in unnormalized.items()}
 
 
 async def sample(count: int, *, seed: int = 0, **settings: Any) -> Counter[str]:
@@ -793,7 +793,7 @@ async def test_several_chains_keep_a_deadline() -> None:
     assert backend.active == 0
 
 
-async def test_the_normaliser_is_reported_where_it_exists() -> None:
+async def test_the_normalizer_is_reported_where_it_exists() -> None:
     ets = ETS(ScriptedBackend(SCRIPT), Valued(), num_candidates=64, num_rollouts=16, block_size=2, max_tokens=6)
     exact = math.log(sum(p * math.exp(VALUES[text] / 0.5) for text, p in SCRIPT.items()))
     result = await ets.complete("q", seed=0, kl_coef=0.5)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ets_agent.evaluation import EvalReport
 
 
-def summarise(report: EvalReport) -> str:
+def summarize(report: EvalReport) -> str:
     """Return the figures of a report as a few lines of text."""
     return _alone(report) if report.against is None else _side_by_side(report, report.against)
 

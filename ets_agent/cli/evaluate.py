@@ -14,7 +14,7 @@ import rewards
 from ets_agent._proposal import check_proposal_settings
 from ets_agent.cli import errors, inputs, options
 from ets_agent.cli.eval_progress import EvalProgress
-from ets_agent.cli.eval_summary import summarise
+from ets_agent.cli.eval_summary import summarize
 from ets_agent.cli.output import emit
 from ets_agent.cli.session import session
 from ets_agent.errors import ConfigError
@@ -126,7 +126,7 @@ def evaluate_command(
                     )
 
             report = running.run(main())
-        emit(report.model_dump_json(indent=2) if as_json else summarise(report))
+        emit(report.model_dump_json(indent=2) if as_json else summarize(report))
         _mind_errors(report)
 
 

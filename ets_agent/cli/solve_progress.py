@@ -100,7 +100,7 @@ class SolveProgress:
 
     def _finish(self, result: Result) -> None:
         self._status = ""
-        summary = Text(printable(summarise(result)), style="dim")
+        summary = Text(printable(summarize(result)), style="dim")
         if self._live is not None:
             self._live.update(self._picture(summary))
         elif self._enabled:
@@ -122,7 +122,7 @@ class SolveProgress:
         return Group(*parts)
 
 
-def summarise(result: Result) -> str:
+def summarize(result: Result) -> str:
     """Return one line about a run: steps, tokens, seconds, proposal, seed, and how it ended if not by itself."""
     count, usage = len(result.steps), result.usage
     parts = [f"{count} step{'s' * (count != 1)}", f"{usage.total_tokens} tokens"]

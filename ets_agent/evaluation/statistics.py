@@ -38,11 +38,11 @@ def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> 
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     rate = successes / total
     scale = 1 + z * z / total
-    centre = (rate + z * z / (2 * total)) / scale
+    center = (rate + z * z / (2 * total)) / scale
     half = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total)) / scale
     # At rates of 0 and 1 one end is the rate itself; rounding must not put it beside.
     return Interval(
-        0.0 if successes == 0 else max(0.0, centre - half), 1.0 if successes == total else min(1.0, centre + half)
+        0.0 if successes == 0 else max(0.0, center - half), 1.0 if successes == total else min(1.0, center + half)
     )
 
 

@@ -94,10 +94,10 @@ class CodeConsistency(VotingReward):
         found = [programs(completion.text, entry_point) for completion in completions]
         distinct = list(dict.fromkeys(found))
 
-        async def behaviour(codes: tuple[str, ...]) -> list[str | None] | None:
+        async def behavior(codes: tuple[str, ...]) -> list[str | None] | None:
             return await run_inputs(self._sandbox, sources(codes, before, entry_point), inputs, task)
 
-        outcomes = dict(zip(distinct, await attempts(behaviour, distinct), strict=True))
+        outcomes = dict(zip(distinct, await attempts(behavior, distinct), strict=True))
         failed = failures(list(outcomes.values()), what=f"reward {self.label!r}")
         if all(isinstance(outcome, list) and set(outcome) == {None} for outcome in outcomes.values()):
             raise RewardError(f"code_consistency: no input is an expression, such as {inputs[0]!r:.80}")

@@ -36,7 +36,7 @@ class CodeTests(PointwiseReward):
     """
 
     minimum, maximum = 0.0, 1.0
-    judgement_limit = None  # The sandbox keeps the time, from when it is a program's turn.
+    judgment_limit = None  # The sandbox keeps the time, from when it is a program's turn.
     time_limit = None
 
     def __init__(

@@ -122,7 +122,7 @@ async def run_inputs(
         SandboxError: The sandbox failed.
     """
     answer = await _run(sandbox, sources, task, tests=[], inputs=list(inputs))
-    found: list[str | None] | None = None if answer is None else answer["behaviour"]
+    found: list[str | None] | None = None if answer is None else answer["behavior"]
     return found
 
 

@@ -110,9 +110,9 @@ async def test_the_optimal_policy_is_the_tilted_reference() -> None:
     reference = model.responses(start)
     for kl_coef in (0.05, 1.0, 1e300):
         policy = model.policy(start, score, kl_coef=kl_coef)
-        normaliser = math.exp(model.log_energy(start, score, kl_coef=kl_coef))
+        normalizer = math.exp(model.log_energy(start, score, kl_coef=kl_coef))
         for completion, probability in policy.items():
-            expected = reference[completion] * math.exp(score(completion) / kl_coef) / normaliser
+            expected = reference[completion] * math.exp(score(completion) / kl_coef) / normalizer
             assert probability == pytest.approx(expected)
     limit = model.policy(start, score, kl_coef=0)
     best = {completion for completion in reference if score(completion) == max(map(score, reference))}

@@ -43,7 +43,7 @@ def test_every_method_is_measured(ets: Ets, method: str) -> None:
     assert re.search(r"^correct +4 of 4$", outcome.stdout, re.M)
 
 
-def test_weights_are_summarised(ets: Ets) -> None:
+def test_weights_are_summarized(ets: Ets) -> None:
     outcome = ets("eval", "word_problems", "--limit", "2", "-K", "2:8", "--chains", "2")
     assert re.search(r"^method +ets \(M 8, K 2 to 8, I 4, λ 0.1, 2 chains, self_consistency\)$", outcome.stdout, re.M)
     assert re.search(r"^ESS +100\.0% of candidates$", outcome.stdout, re.M)

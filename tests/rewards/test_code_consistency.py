@@ -55,7 +55,7 @@ async def test_programs_that_do_not_load_or_always_fail_have_no_vote(sandbox: Sa
     assert await _scores(reward, *texts) == [0] * 6
 
 
-async def test_failing_on_some_inputs_is_behaviour(sandbox: Sandbox) -> None:
+async def test_failing_on_some_inputs_is_behavior(sandbox: Sandbox) -> None:
     reward = CodeConsistency([[1], [0]], entry_point="f", sandbox=sandbox)
     texts = ["def f(x): return 1 / x", "def f(x): return x ** -1", "def f(x): return 1 / x if x else None"]
     assert await _scores(reward, *texts, prompt="") == [1, 1, 0]

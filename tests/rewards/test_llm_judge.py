@@ -309,7 +309,7 @@ class TestFailures:
         assert await judge.score("q", _group("a", "long " * 500)) == [1, None]
         assert "ContextLengthError" in judge.problems[0]
 
-    async def test_each_judgement_has_a_time_limit(self) -> None:
+    async def test_each_judgment_has_a_time_limit(self) -> None:
         for mode in ("score", "pairs"):
             judge = LLMJudge(Judge(lambda _: '{"score": 10}', delay=60), timeout=0.01, mode=mode)  # type: ignore[arg-type]
             with pytest.raises(RewardTimeoutError, match=r"'llm_judge' took longer than 0.01 s"):

@@ -24,7 +24,7 @@ class Lengthy(PointwiseReward):
     """Judges by length; fails on "!", abstains on "?", hangs on "…"."""
 
     name = "lengthy"
-    judgement_limit = 0.05
+    judgment_limit = 0.05
 
     def __init__(self) -> None:
         self.judged: Counter[str] = Counter()
@@ -121,9 +121,9 @@ async def test_so_many_at_a_time() -> None:
     assert reward.running == 0
 
 
-async def test_cancelling_stops_all_judgements() -> None:
+async def test_cancelling_stops_all_judgments() -> None:
     reward = Lengthy()
-    reward.judgement_limit = None
+    reward.judgment_limit = None
     task = asyncio.create_task(reward.score("q", _group("…", "a")))
     while not reward.judged["…"]:
         await asyncio.sleep(0)
@@ -135,7 +135,7 @@ async def test_cancelling_stops_all_judgements() -> None:
 
 def test_the_time_limit_of_a_reward_is_the_one_that_was_given() -> None:
     judge = LLMJudge("tiny/qwen3", timeout=7)
-    assert (judge.timeout, judge.judgement_limit) == (7, 7)
+    assert (judge.timeout, judge.judgment_limit) == (7, 7)
     assert Similarity(timeout=None).timeout is None
     for reward in (
         CodeTests("assert True", timeout=2, sandbox="unsafe"),

@@ -110,7 +110,7 @@ class TestOutcome:
     @pytest.mark.parametrize("label", [1, "good"])
     async def test_with_labels_the_score_is_a_probability(self, make: Make, label: int | str) -> None:
         names = {"id2label": {0: "bad", 1: "good", 2: "odd"}, "label2id": {"bad": 0, "good": 1, "odd": 2}}
-        folder = _labelled(make, names)
+        folder = _labeled(make, names)
         logits = _reference(folder, CHAT.format("q", "7") + "<|im_end|>\n")[0]
         expected = math.exp(logits[1]) / sum(map(math.exp, logits))
         assert await _scores("q", ["7"], folder, label=label) == pytest.approx([expected], abs=1e-5)
@@ -158,7 +158,7 @@ class TestOutcome:
         assert lengths == sorted(lengths)
 
 
-def _labelled(make: Make, names: dict[str, Any]) -> str:
+def _labeled(make: Make, names: dict[str, Any]) -> str:
     """Return a checkpoint with named labels."""
     import json
 

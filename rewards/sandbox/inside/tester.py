@@ -51,7 +51,7 @@ def main() -> None:
     watch.start(task["seconds"] + task["grace"], task["memory"], output)
     sys.path += task["paths"]
     peer = Program(to_tester[0], to_program[1])
-    verdict = (_behaviour if task["inputs"] is not None else _tests)(task, peer)
+    verdict = (_behavior if task["inputs"] is not None else _tests)(task, peer)
     line = memoryview(json.dumps(verdict | {"nonce": task["nonce"]}).encode() + b"\n")
     while line:
         line = line[os.write(output, line) :]
@@ -106,7 +106,7 @@ def _run(text: Text, names: dict[str, Any], entry_point: str | None) -> bool:
     return True
 
 
-def _behaviour(task: dict[str, Any], peer: Program) -> dict[str, Any]:
+def _behavior(task: dict[str, Any], peer: Program) -> dict[str, Any]:
     """Return what the program does with each input: None if it does not load, None for what is no expression."""
     texts = [text for text in task["inputs"] if isinstance(text, str)]
     found: list[str | None] = []
@@ -123,7 +123,7 @@ def _behaviour(task: dict[str, Any], peer: Program) -> dict[str, Any]:
         loaded = False
     _stop_clock()
     missing = len(task["inputs"]) - len(found)
-    return {"behaviour": [*found, *["! takes too long"] * missing] if loaded else None}
+    return {"behavior": [*found, *["! takes too long"] * missing] if loaded else None}
 
 
 def _outcome(given: str | list[Any], names: dict[str, Any]) -> str | None:

@@ -16,6 +16,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 import numpy as np
 
 from backends.errors import PromptError
+from backends.text import has_halves
 from backends.tokenization import Tokenization
 
 Message = Mapping[str, str]
@@ -339,6 +340,8 @@ def check_prompt(prompt: Prompt) -> None:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise PromptError("the prompt is empty; give a question as text or a non-empty list of chat messages")
+        if has_halves(prompt):
+            raise _half_a_character()
         return
     if not isinstance(prompt, list | tuple):
         raise PromptError(f"the prompt must be text or a list of chat messages, not {type(prompt).__name__}")
@@ -351,9 +354,17 @@ def check_prompt(prompt: Prompt) -> None:
             raise PromptError(f"role and content of a chat message must be text, not {message!r}")
     if not any(message["content"].strip() for message in prompt):
         raise PromptError("all chat messages are empty")
+    if any(has_halves(message[key]) for message in prompt for key in ("role", "content")):
+        raise _half_a_character()
+
+
+def _half_a_character() -> PromptError:
+    return PromptError(
+        "the prompt has half of a surrogate pair, which is no character; allowed: text that can be encoded as UTF-8"
+    )
 
 
 def check_budget(max_tokens: int) -> None:
-    """Refuse a token budget below one."""
-    if max_tokens < 1:
-        raise PromptError(f"max_tokens must be at least 1, not {max_tokens}")
+    """Refuse what is no number of tokens, or is below one."""
+    if isinstance(max_tokens, bool) or not hasattr(max_tokens, "__index__") or max_tokens < 1:
+        raise PromptError(f"max_tokens must be a whole number of at least 1, not {max_tokens!r}")

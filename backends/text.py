@@ -1,6 +1,21 @@
-"""Stop strings: where a text ends, and how much of an unfinished one can be shown for certain."""
+"""Stop strings: where a text ends, and how much of an unfinished one can be shown for certain; halves of characters."""
 
 from __future__ import annotations
+
+import re
+
+_HALVES = re.compile("[\ud800-\udfff]")
+"""Halves of surrogate pairs: JSON can spell them, and no encoding has them."""
+
+
+def has_halves(text: str) -> bool:
+    """Whether a text has a half of a surrogate pair, which is no character and cannot be sent or saved."""
+    return _HALVES.search(text) is not None
+
+
+def without_halves(text: str) -> str:
+    """Return a text with U+FFFD for each half of a surrogate pair."""
+    return _HALVES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def cut(text: str, stop: tuple[str, ...]) -> str:

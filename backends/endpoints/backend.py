@@ -27,7 +27,7 @@ from backends.endpoints.dialects import Dialect, Draw, EndpointState
 from backends.endpoints.scoring import Scoring
 from backends.errors import BackendError, CapabilityError, ContextLengthError, EndpointError, UnusableDrawError
 from backends.limits import Limiter
-from backends.text import cut, settled
+from backends.text import cut, settled, without_halves
 from backends.tokenization import Tokenization
 
 _log = logging.getLogger(__name__)
@@ -316,7 +316,8 @@ class EndpointBackend(BackendContext):
     def _completions(self, request: _Request, outcome: list[Draw] | EndpointError) -> list[Completion]:
         state = request.state
         if isinstance(outcome, EndpointError):
-            return [Completion(text=state.text, finish_reason="error", error=str(outcome))] * request.rows
+            said = without_halves(str(outcome))
+            return [Completion(text=state.text, finish_reason="error", error=said)] * request.rows
         return [self._completion(state, draw) for draw in outcome]
 
     def _completion(self, state: EndpointState, draw: Draw) -> Completion:

@@ -265,7 +265,7 @@ def _tops(read: Callable[[], Any]) -> dict[str, float]:
     """Return log-probabilities by token; there is at least one."""
     try:
         found = {str(token): float(logprob) for token, logprob in read()}
-    except (TypeError, KeyError, IndexError, AttributeError, ValueError):
+    except (TypeError, KeyError, IndexError, AttributeError, ValueError, OverflowError):
         found = {}
     if not found:
         raise MalformedError("it has no top log-probabilities")

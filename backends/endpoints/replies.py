@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from backends.errors import CapabilityError
+from backends.text import without_halves
 
 NO_LOGPROB = -9999.0
 """What vLLM sends for minus infinity, which JSON does not have."""
 _PASSING = frozenset({"abort", "error"})
 """Reasons to end by which a server says that it failed; another try may not."""
-_ROUGHLY = 0.9
-"""Some servers leave a few tokens out of the numbers that they tell; a limit of their own is farther off."""
+_FEW, _ROUGHLY = 3, 0.1
+"""So many tokens, or such a share, some servers leave out of the numbers that they tell; their limits are farther off."""
+_MOST_TOKENS = 2**53
+"""Numbers of tokens are below it, so that they can be reckoned with as floats."""
 
 
 class MalformedError(ValueError):
@@ -175,7 +178,7 @@ def _chat(choice: Any, *, logprobs: bool) -> Choice:
             raise MalformedError("log-probabilities are missing")
         listed = _logprobs([_field(entry, "logprob") for entry in entries])
     return Choice(
-        text=content or "",
+        text=without_halves(content or ""),
         stopped=reason == "stop",
         num_tokens=0 if listed is None else len(listed),
         logprobs=listed,
@@ -208,7 +211,7 @@ def _counted(choices: list[Choice], answer: Any, budget: int, *, exact: bool = T
         most = _longest_unstopped(drawn, total)
         if most == 0:
             raise MalformedError("a choice has no tokens although it did not stop")
-        if most is not None and most < _ROUGHLY * budget:
+        if most is not None and budget - most > max(_FEW, _ROUGHLY * budget):
             raise _limited(math.floor(most), budget)
     stopped = sum(choice.stopped for choice in drawn)
     left = budget if total is None else (total - budget * (len(drawn) - stopped)) // max(1, stopped)
@@ -246,7 +249,10 @@ def _drawn_in_all(answer: Any) -> int | None:
     if not isinstance(drawn, int):
         return None
     # Some count reasoning in the whole only.
-    return max(drawn, whole - prompt) if isinstance(whole, int) and isinstance(prompt, int) else drawn
+    count = max(drawn, whole - prompt) if isinstance(whole, int) and isinstance(prompt, int) else drawn
+    if count >= _MOST_TOKENS:
+        raise MalformedError("the number of its tokens makes no sense")
+    return count
 
 
 def _limited(told: int, budget: int) -> CapabilityError:
@@ -282,7 +288,7 @@ def _text(value: Any, name: str) -> str:
     content = _field(value, name)
     if not isinstance(content, str):
         raise MalformedError(f"{name!r} is {type(content).__name__}, not text")
-    return content
+    return without_halves(content)
 
 
 def _ids(value: Any) -> tuple[int, ...]:
@@ -294,6 +300,7 @@ def _ids(value: Any) -> tuple[int, ...]:
 def _logprobs(values: Any) -> tuple[float, ...]:
     if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
         raise MalformedError("log-probabilities are missing")
-    if any(math.isnan(value) or value == math.inf for value in values):
+    # JSON has integers that no float can hold.
+    if not all(value < math.inf if isinstance(value, float) else value < _MOST_TOKENS for value in values):
         raise MalformedError("a log-probability is no number")
     return tuple(-math.inf if value <= NO_LOGPROB else float(value) for value in values)

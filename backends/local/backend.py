@@ -245,11 +245,8 @@ class LocalBackend(BackendContext):
         if self._token_lengths is not None and len(text) > _SHORT_CHARACTERS:
             fewest = self._token_lengths.fewest(text)
             self._check_length(fewest, max_tokens, f"{len(text)} characters, which are at least {fewest} tokens,")
-        try:
-            with self._tokenizer_lock:
-                return tuple(self._tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"])
-        except TypeError as error:
-            raise PromptError("the prompt is not valid Unicode text (does it hold lone surrogates?)") from error
+        with self._tokenizer_lock:
+            return tuple(self._tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"])
 
     def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Return a chat as text; special tokens are in it."""

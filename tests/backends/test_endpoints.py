@@ -31,6 +31,7 @@ from backends.limits import Limiter
 from backends.openai import OpenAIBackend, connect_openai
 from backends.retries import RetryPolicy
 from backends.tokenization import Tokenization
+from ets_agent import ETS
 from tests.fake_server import FakeServer, Fault, FaultPlan, ScriptedModel
 from tests.fake_server.faults import Asked
 
@@ -77,6 +78,7 @@ def test_choices_are_in_the_order_of_their_numbers_whatever_that_of_the_answer()
         {"logprobs": {"token_logprobs": [-1.0, None], "tokens": [" a", " b"]}},
         {"logprobs": {"token_logprobs": [-1.0, math.nan], "tokens": [" a", " b"]}},
         {"logprobs": {"token_logprobs": [-1.0, math.inf], "tokens": [" a", " b"]}},
+        {"logprobs": {"token_logprobs": [-1.0, 10**400], "tokens": [" a", " b"]}},
     ],
     ids=str,
 )
@@ -89,6 +91,57 @@ def test_a_completion_with_something_wrong_is_not_used(changes: dict[str, Any]) 
 def test_a_message_that_is_no_text_is_not_used() -> None:
     with pytest.raises(MalformedError):
         replies.chats({"choices": [chat(content=["yes"])]}, 1, budget=2, logprobs=False)
+
+
+def test_a_number_of_tokens_without_end_is_not_used() -> None:
+    more = {"completion_tokens": 1, "prompt_tokens": 1, "total_tokens": 10**400}
+    for usage in ({"completion_tokens": 10**400}, more):
+        answer = {"choices": [chat(finish_reason="length")], "usage": usage}
+        with pytest.raises(MalformedError, match="the number of its tokens"):
+            replies.chats(answer, 1, budget=9, logprobs=False)
+
+
+@pytest.mark.parametrize(
+    ("budget", "told", "limited"), [(2, 1, False), (4, 1, False), (8, 4, True), (16, 13, False), (100, 89, True)]
+)
+def test_a_few_tokens_that_a_server_does_not_count_are_no_limit(budget: int, told: int, limited: bool) -> None:
+    answer = {"choices": [chat(finish_reason="length")], "usage": {"completion_tokens": told}}
+    if limited:
+        with pytest.raises(CapabilityError, match="a limit of its own"):
+            replies.chats(answer, 1, budget=budget, logprobs=False)
+    else:
+        (choice,) = replies.chats(answer, 1, budget=budget, logprobs=False)
+        assert choice.num_tokens == budget
+
+
+async def test_half_a_character_from_a_server_can_be_sent_on_and_saved() -> None:
+    def broken(body: Any, answer: dict[str, Any]) -> dict[str, Any]:
+        return choices(answer, lambda choice: {"text": "ok \ud83d there"})
+
+    with FakeServer(ScriptedModel({"ok then all": 1.0}), profile="completions") as server:
+        async with await connect(server) as backend:
+            server.faults = altering(broken)
+            ets = ETS(backend, "self_consistency", num_candidates=2, num_rollouts=2, block_size=2, max_tokens=8)
+            result = await ets.complete(QUESTION, seed=0)
+    assert "ok \N{REPLACEMENT CHARACTER} there" in result.text
+    assert result.model_dump_json()
+
+
+async def test_half_a_character_in_an_error_can_be_saved() -> None:
+    with FakeServer(ScriptedModel(SCRIPT)) as server:
+        async with await connect(server) as backend:
+            start = await backend.begin(QUESTION, max_tokens=9, params=PLAIN)
+            error = EndpointError("the server answered 500: \ud83d")
+            (row,) = backend._completions(backend._requests(start, 1, 9, [0], logprobs=False)[0], error)  # type: ignore[arg-type]
+    assert row.error == "the server answered 500: \N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("budget", [2.5, 4.0, True, "4", None, 0])
+async def test_a_budget_that_is_no_number_of_tokens_is_refused(budget: Any) -> None:
+    with FakeServer(ScriptedModel(SCRIPT)) as server:
+        async with await connect(server) as backend:
+            with pytest.raises(PromptError, match="max_tokens must be a whole number of at least 1, not"):
+                await backend.begin(QUESTION, max_tokens=budget, params=PLAIN)
 
 
 def test_minus_infinity_is_read_as_what_it_stands_for() -> None:

@@ -64,7 +64,8 @@ def encode(answer: Any) -> bytes:
     """Return the body for some JSON; None is an empty one."""
     if answer is None:
         return b""
-    return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    text = json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")  # Half of a surrogate pair becomes JSON's escape for it.
 
 
 async def send_whole(

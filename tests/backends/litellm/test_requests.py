@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from backends import BackendError, CapabilityError, Completion, EndpointError, SamplingParams, UnknownModelError
+from backends import (
+    BackendError,
+    CapabilityError,
+    Completion,
+    EndpointError,
+    PromptError,
+    SamplingParams,
+    UnknownModelError,
+)
 from backends.endpoints.litellm_client import litellm
 from backends.litellm import LiteLLMBackend
 from backends.retries import RetryPolicy
@@ -71,6 +79,15 @@ async def test_sampling_parameters_and_messages_are_sent_as_they_are(server: Fak
     assert "n" not in body
     assert completion.text in ("it is 4 ", "it is 5 ", "no")
     assert completion.logprob is None, "the server tells it of the plain distribution, or of another one; who knows"
+
+
+async def test_half_a_character_in_a_prompt_is_the_prompts_fault(server: FakeServer, model: str) -> None:
+    prompts: list[Any] = ["What \ud83d?", [{"role": "user", "content": "What \ud83d?"}]]
+    async with at(server, model) as backend:
+        for prompt in prompts:
+            with pytest.raises(PromptError, match="half of a surrogate pair"):
+                await backend.begin(prompt, max_tokens=8, params=PLAIN)
+    assert server.records.total == 0
 
 
 async def test_greedy_answers_are_all_the_same_so_one_is_asked_for(server: FakeServer, model: str) -> None:

@@ -2,8 +2,8 @@
 
     python benchmarks/server_load.py
 
-Each client asks a question, reads the stream to its end and asks the next one; told to come back later (429), it waits
-as long as it was told and asks again. Nothing else may go wrong. The server's memory is sampled twice a second and
+Each client asks a question, reads the stream to its end and asks the next one; told to come back later (429,
+503), it waits as long as it was told and asks again. Nothing else may go wrong. The server's memory is sampled twice a second and
 must stay flat after a warm-up: a line through the samples must not rise or fall by more than a tenth, and its ends are
 printed. The clients write and read bytes themselves, so that they leave the processor to the server.
 """
@@ -46,6 +46,8 @@ class Figures:
     """Seconds from the request to the first text."""
     total: list[float] = field(default_factory=list)
     """Seconds from the request to the end of the answer."""
+    empty: int = 0
+    """Answers without any text: their time was over before there was one."""
     come_back: int = 0
     """How often a client was told to come back later."""
     errors: Counter[str] = field(default_factory=Counter)
@@ -110,15 +112,16 @@ async def ask(port: int, body: object, figures: Figures) -> float:
         head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         writer.write(head.encode() + content)
         status, headers = _head(await reader.readuntil(b"\r\n\r\n"))
-        if status == 429:
+        if status in (429, 503):
             figures.come_back += 1
             return float(headers["retry-after"])
         if status != 200:
             figures.errors[f"status {status}"] += 1
             return 1.0
-        first, done = 0.0, False
+        first: float | None = None
+        done = False
         async for line in reader:
-            if not first and b'"content":"' in line and b'"content":""' not in line:
+            if first is None and b'"content":"' in line and b'"content":""' not in line:
                 first = time.perf_counter() - began
             if b'data: {"error"' in line:
                 figures.errors[line.decode().strip()] += 1
@@ -126,7 +129,10 @@ async def ask(port: int, body: object, figures: Figures) -> float:
             done = done or line.startswith(b"data: [DONE]")
         if not done:
             raise ValueError("a stream ended early")
-        figures.first_block.append(first)
+        if first is None:
+            figures.empty += 1
+        else:
+            figures.first_block.append(first)
         figures.total.append(time.perf_counter() - began)
         return 0.0
     finally:
@@ -180,7 +186,8 @@ def report(figures: Figures, arguments: argparse.Namespace) -> bool:
         f"{arguments.effort}, {arguments.concurrency} runs at a time, {arguments.queue} waiting"
     )
     print(
-        f"{count} answers ({count / arguments.seconds:.1f}/s), {figures.come_back} times told to come back later (429)"
+        f"{count} answers ({count / arguments.seconds:.1f}/s), {figures.empty} of them empty, "
+        f"{figures.come_back} times told to come back later (429, 503)"
     )
     for name, seconds in (("first block", figures.first_block), ("whole answer", figures.total)):
         if seconds:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -11,10 +13,12 @@ from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-BACKLOG = 100
-"""Connections that wait to be accepted; as many are accepted in one go."""
+from ets_agent._listening import BACKLOG
+
 HEAD_SECONDS = 10.0
 """Longest time that a client may take to send the head of a request, also of its second one."""
+BODY_SECONDS = 30.0
+"""Longest time that a client may take to send the body of a request."""
 READ_SECONDS = 60.0
 """Longest time that a client may take to read the end of a response, all of which was written."""
 _HANG_UP = "hang_up"
@@ -116,3 +120,28 @@ def uvicorn_config(app: ASGIApp, *, closing_seconds: int) -> uvicorn.Config:
         server_header=False,
         timeout_graceful_shutdown=closing_seconds,
     )
+
+
+class QuietServer(uvicorn.Server):
+    """Leaves signals to whoever runs it.
+
+    Args:
+        config: What `uvicorn_config` returns.
+        on_started: Called when connections are accepted.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, on_started: Callable[[], None]) -> None:
+        """Begin nothing yet."""
+        super().__init__(config)
+        self._on_started = on_started
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._on_started()

@@ -6,29 +6,18 @@ What gives it away is the name in the request: ``Host`` is the one that it used,
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 
 
-def is_loopback(host: str) -> bool:
-    """Say whether only programs on this machine reach a server that listens at an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def own_names(names: Iterable[str]) -> list[str]:
+    """Return the names by which clients may call a server: those given, and those of loopback.
 
-
-def own_names(host: str, allowed: Iterable[str] = ()) -> list[str]:
-    """Return the names by which clients may call a server.
-
-    Args:
-        host: Where it listens.
-        allowed: What its operator allows besides.
+    Those of loopback are always its own: where no keys are asked for, it listens nowhere else.
     """
-    return list(dict.fromkeys([host, *allowed, *(LOOPBACK_NAMES if is_loopback(host) else ())]))
+    return list(dict.fromkeys([*names, *LOOPBACK_NAMES]))
 
 
 def in_url(host: str) -> str:

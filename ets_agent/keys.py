@@ -43,17 +43,16 @@ class Keys:
         """Whether callers need a key."""
         return bool(self._digests)
 
-    def __contains__(self, key: str) -> bool:
-        """Say whether a key is one of them."""
-        return self.caller(key.encode("utf-8", "surrogateescape")) is not None
-
-    def caller(self, key: bytes) -> Caller | None:
-        """Return whose key it is; None if it is nobody's.
+    def of_header(self, authorization: str) -> Caller | None:
+        """Return whose key a header ``Authorization: Bearer KEY`` shows; None if it is nobody's.
 
         It takes the same time whichever key is shown and how much of one is right: digests of equal length are
         compared, in constant time, with all of them.
         """
-        shown = _digest(key)
+        scheme, _, key = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        shown = _digest(key.strip().encode("utf-8", "surrogatepass"))
         known = False
         for digest in self._digests:
             known |= hmac.compare_digest(digest, shown)

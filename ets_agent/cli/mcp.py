@@ -10,17 +10,15 @@ from typing import Annotated
 
 import typer
 
-from backends import Backend
 from ets_agent import mcp_server
-from ets_agent._hosts import is_loopback
-from ets_agent.cli import errors, inputs, options, policy_options
+from ets_agent.cli import inputs, options, policy_options
 from ets_agent.cli.session import session
 from ets_agent.errors import ConfigError
 from ets_agent.guided import GuidedReasoning
 from ets_agent.keys import ENVIRONMENT, Keys, read_keys
 
 _TRANSPORTS = ("stdio", "http")
-_ANY_ADDRESS = ("0.0.0.0", "::", "")
+_HTTP_OPTIONS = ("host", "port", "allow_host", "api_key_file")
 
 
 def mcp_command(
@@ -44,7 +42,7 @@ def mcp_command(
         typer.Option(
             "--allow-host",
             metavar="NAME",
-            help="Name of this machine, besides --host, that clients may use in addresses; repeat it for more.",
+            help="Name of this machine, besides --host, that clients without keys may use in addresses; repeat it.",
             show_default=False,
         ),
     ] = None,
@@ -86,51 +84,45 @@ def mcp_command(
         if transport not in _TRANSPORTS:
             raise ConfigError(f"transport is {transport!r}; allowed: {', '.join(_TRANSPORTS)}")
         settings = policy_options.reasoning_settings(context)
-        keys = _keys(host, allow_host or [], api_key_file) if transport == "http" else Keys()
-        with redirect_stdout(sys.stderr):  # Over stdio, stdout is the protocol's; what a library prints is not.
-            backend, helper = inputs.load_models(model, proposal, device=device, dtype=dtype)
+        http = transport == "http"
+        keys = read_keys(api_key_file, os.environ) if http else Keys()
+        _check_transport(context, transport)
+        with mcp_server.bind(host, port, keys=keys.required) if http else nullcontext() as listener:
+            with redirect_stdout(sys.stderr):  # Over stdio, stdout is the protocol's; what a library prints is not.
+                backend, helper = inputs.load_models(model, proposal, device=device, dtype=dtype)
 
-        async def main(backend: Backend, helper: Backend | None) -> None:
-            async with (
-                backend,
-                helper or nullcontext(),
-                GuidedReasoning(backend, proposal=helper, **settings) as reasoning,
-            ):
-                if transport == "stdio":
-                    if sys.stdin.isatty():
-                        _say(f"{backend.name} waits for an MCP client on stdin; Ctrl-C ends it")
-                    await mcp_server.serve_stdio(reasoning)
-                    return
-                try:
+            async def main() -> None:
+                async with (
+                    backend,
+                    helper or nullcontext(),
+                    GuidedReasoning(backend, proposal=helper, **settings) as reasoning,
+                ):
+                    if listener is None:
+                        if sys.stdin.isatty():
+                            _say(f"{backend.name} waits for an MCP client on stdin; Ctrl-C ends it")
+                        await mcp_server.serve_stdio(reasoning)
+                        return
                     await mcp_server.serve_http(
                         reasoning,
-                        host=host,
-                        port=port,
-                        allowed_hosts=allow_host or [],
-                        accepts=keys.__contains__ if keys.required else None,
-                        on_start=lambda url: _say(f"{backend.name} answers MCP clients at {url}"),
+                        listener,
+                        keys=keys,
+                        hosts=[host, *(allow_host or [])],
+                        on_ready=lambda url: _say(f"{backend.name} answers MCP clients at {url}"),
                     )
-                except OSError as error:
-                    raise errors.CommandError(f"cannot listen at {host}, port {port}: {error.strerror}") from error
 
-        running.run(main(backend, helper))
+            running.run(main())
 
 
-def _keys(host: str, names: list[str], path: Path | None) -> Keys:
-    """Return the keys, without which nobody else's machine must reach the server.
+def _check_transport(context: typer.Context, transport: str) -> None:
+    """Refuse options that would have no effect, such as keys that would guard nothing.
 
     Raises:
-        ConfigError: Keys are missing or cannot be read; or clients could use no name of this machine.
+        ConfigError: There is one.
     """
-    keys = read_keys(path, os.environ)
-    if not keys.required and not is_loopback(host):
-        raise ConfigError(
-            f"host {host} can be reached from other machines, so keys are needed: give --api-key-file or set "
-            f"{ENVIRONMENT}, or listen at 127.0.0.1"
-        )
-    if host in _ANY_ADDRESS and not names:
-        raise ConfigError(f"host {host} is no name that clients use; give each one that they do with --allow-host")
-    return keys
+    for name in _HTTP_OPTIONS if transport != "http" else ():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(f"--{name.replace('_', '-')} is for --transport http")
 
 
 def _say(message: str) -> None:

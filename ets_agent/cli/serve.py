@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backends import Backend
+from ets_agent._serving import MAX_ANSWERS, MAX_BODY, SHUTDOWN_SECONDS
 from ets_agent.cli import inputs, options, policy_options
 from ets_agent.cli.session import GRACE, session
 from ets_agent.guided import GuidedReasoning
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from ets_agent.server import Limits
 
 _PANEL = "What one caller may have"
-_SHUTDOWN_SECONDS = 30.0
 
 
 def serve_command(
@@ -72,11 +72,11 @@ def serve_command(
     ] = None,
     max_answers: Annotated[
         int, typer.Option("--max-answers", min=1, help="Most answers of one request (n).", rich_help_panel=_PANEL)
-    ] = 8,
+    ] = MAX_ANSWERS,
     max_body: Annotated[
         int,
         typer.Option("--max-body", min=1, metavar="BYTES", help="Largest body of a request.", rich_help_panel=_PANEL),
-    ] = 1_048_576,
+    ] = MAX_BODY,
     shutdown_timeout: Annotated[
         float,
         typer.Option(
@@ -85,7 +85,7 @@ def serve_command(
             metavar="SECONDS",
             help="How long answers in the making may go on after SIGTERM or Ctrl-C; a second one ends all at once.",
         ),
-    ] = _SHUTDOWN_SECONDS,
+    ] = SHUTDOWN_SECONDS,
     allow_reward: policy_options.AllowReward = None,
     max_candidates: policy_options.MaxCandidates = None,
     max_rollouts: policy_options.MaxRollouts = None,
@@ -121,7 +121,15 @@ def serve_command(
             names, hosts = served_model_name or [], [host, *(allow_host or [])]
             running.grace = shutdown_timeout + CLOSING_SECONDS + GRACE
             serving = _serve(
-                backend, helper, settings, listener, keys, limits, names, hosts, shutdown_timeout=shutdown_timeout
+                backend,
+                helper,
+                settings,
+                listener,
+                keys=keys,
+                limits=limits,
+                names=names,
+                hosts=hosts,
+                shutdown_timeout=shutdown_timeout,
             )
             with suppress(asyncio.CancelledError):
                 running.run(serving)
@@ -133,11 +141,11 @@ async def _serve(
     proposal: Backend | None,
     settings: dict[str, Any],
     listener: socket.socket,
+    *,
     keys: Keys,
     limits: Limits,
     names: list[str],
     hosts: list[str],
-    *,
     shutdown_timeout: float,
 ) -> None:
     from ets_agent.server import create_app, serve

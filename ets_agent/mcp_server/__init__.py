@@ -5,11 +5,14 @@ The official SDK is imported only when one of these functions is called.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backends import MissingExtraError
+from ets_agent._listening import bind
 from ets_agent.guided import GuidedReasoning
+from ets_agent.keys import Keys
 
 if TYPE_CHECKING:
     from mcp.server import Server
@@ -18,6 +21,17 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8001
 PATH = "/mcp"
 """Where the HTTP server answers."""
+
+__all__ = [
+    "DEFAULT_HOST",
+    "DEFAULT_PORT",
+    "PATH",
+    "bind",
+    "build_server",
+    "check_installed",
+    "serve_http",
+    "serve_stdio",
+]
 
 
 def build_server(reasoning: GuidedReasoning) -> Server[Any]:
@@ -57,34 +71,31 @@ async def serve_stdio(reasoning: GuidedReasoning) -> None:
 
 async def serve_http(
     reasoning: GuidedReasoning,
+    listener: socket.socket,
     *,
-    host: str = DEFAULT_HOST,
-    port: int = DEFAULT_PORT,
-    allowed_hosts: Sequence[str] = (),
-    accepts: Callable[[str], bool] | None = None,
-    on_start: Callable[[str], None] = lambda url: None,
+    keys: Keys | None = None,
+    hosts: Sequence[str] = (),
+    on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve any number of clients over streamable HTTP, until cancelled; whatever then runs is ended.
 
-    Requests by another name of this machine than ``host`` and ``allowed_hosts`` are refused, so that no page in a
-    browser reaches the server by a name of its own (DNS rebinding).
+    Without keys, requests by other names of this machine are refused, so that no page in a browser reaches the server
+    by a name of its own (DNS rebinding).
 
     Args:
         reasoning: What answers; it stays open.
-        host: Address to listen at.
-        port: Port to listen at; 0 for any that is free.
-        allowed_hosts: Names, besides ``host``, by which clients reach this server.
-        accepts: Says whether a bearer token is a key of this server; None asks for none.
-        on_start: Called with the server's address once it takes requests.
+        listener: What `bind` has made; it is closed.
+        keys: The keys that let a client in; without any, everybody is let in.
+        hosts: Names of this machine, besides those of loopback, that clients without keys may use in addresses.
+        on_ready: Called with the server's address when connections are accepted.
 
     Raises:
         backends.MissingExtraError: The SDK is not installed.
-        OSError: It cannot listen there.
     """
     check_installed()
     from ets_agent.mcp_server._http import serve
 
-    await serve(reasoning, host=host, port=port, allowed_hosts=allowed_hosts, accepts=accepts, on_start=on_start)
+    await serve(reasoning, listener, keys=keys or Keys(), hosts=hosts, on_ready=on_ready)
 
 
 def check_installed() -> None:

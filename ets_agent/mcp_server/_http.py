@@ -1,24 +1,25 @@
-"""The MCP server over streamable HTTP: where it listens, who is let in, and how it ends."""
+"""The MCP server over streamable HTTP: who is let in, how long a request may take to come, and how it ends."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
-import uvicorn
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
+from mcp.server.streamable_http_manager import DEFAULT_MAX_REQUEST_BODY_SIZE
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ets_agent._connections import uvicorn_config
+from ets_agent import _connections
+from ets_agent._connections import QuietServer, uvicorn_config
 from ets_agent._hosts import in_url, own_names
+from ets_agent._listening import url_of
 from ets_agent.guided import GuidedReasoning
+from ets_agent.keys import Keys
 from ets_agent.mcp_server import PATH
 from ets_agent.mcp_server._server import build
 
@@ -30,31 +31,29 @@ _GRACEFUL = 1
 
 async def serve(
     reasoning: GuidedReasoning,
+    listener: socket.socket,
     *,
-    host: str,
-    port: int,
-    allowed_hosts: Sequence[str],
-    accepts: Callable[[str], bool] | None,
-    on_start: Callable[[str], None],
+    keys: Keys,
+    hosts: Sequence[str],
+    on_ready: Callable[[str], None],
 ) -> None:
     """Serve until cancelled; see `ets_agent.mcp_server.serve_http`."""
     server, calls = build(reasoning)
-    app: ASGIApp = server.streamable_http_app(
-        streamable_http_path=PATH, transport_security=_security(host, allowed_hosts)
+    bodies = _Bodies(
+        server.streamable_http_app(streamable_http_path=PATH, transport_security=_security(keys, hosts)),
     )
-    if accepts is not None:
-        app = _Bearer(app, accepts)
+    app = _Bearer(bodies, keys) if keys.required else bodies
     # The sessions are entered here, not by uvicorn, which would wait for their endless streams before it ended them.
     config = uvicorn_config(app, closing_seconds=_GRACEFUL)
-    with _listening(host, port) as listener:
-        bound = listener.getsockname()[1]
-        http = _Server(config, lambda: on_start(f"http://{in_url(host)}:{bound}{PATH}"))
+    with listener:
+        http = QuietServer(config, on_started=lambda: on_ready(url_of(listener) + PATH))
         serving = asyncio.create_task(http.serve(sockets=[listener]))
         try:
             async with server.session_manager.run():
                 try:
                     await asyncio.wait([serving])
                 finally:
+                    bodies.close()
                     await calls.close()
                     await asyncio.sleep(_LAST_WORDS)
         finally:
@@ -63,33 +62,75 @@ async def serve(
         serving.result()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, which leaves signals to the command that runs it, and says when it takes requests."""
+class _Bodies:
+    """Hands over requests whose bodies have arrived, in time: the SDK takes a hang-up within one for its own crash.
 
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_start = on_start
+    Args:
+        app: What answers.
+    """
 
-    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-        return nullcontext()
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._reading: set[asyncio.Timeout] = set()
+        self._closed = False
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if not self.should_exit:
-            self._on_start()
+    def close(self) -> None:
+        """Wait for no body any more; whose has not arrived is told."""
+        self._closed = True
+        for limit in self._reading:
+            limit.reschedule(0)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            body = await self._read(receive)
+        except TimeoutError:
+            status, why = (503, "the server is shutting down") if self._closed else (408, "the body did not arrive")
+            await JSONResponse({"error": why}, status, headers={"Connection": "close"})(scope, receive, send)
+            return
+        if body is None:  # The client has hung up.
+            return
+
+        async def replay() -> Message:
+            nonlocal body
+            if body is None:
+                return await receive()
+            message, body = body, None
+            return message
+
+        await self._app(scope, replay, send)
+
+    async def _read(self, receive: Receive) -> Message | None:
+        """Return the body as one message, or the beginning of one that the SDK will find too large."""
+        parts, size, more = [], 0, True
+        limit = asyncio.timeout(0 if self._closed else _connections.BODY_SECONDS)
+        try:
+            async with limit:
+                self._reading.add(limit)
+                while more and size <= DEFAULT_MAX_REQUEST_BODY_SIZE:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    parts.append(message.get("body", b""))
+                    size, more = size + len(parts[-1]), message.get("more_body", False)
+        finally:
+            self._reading.discard(limit)
+        return {"type": "http.request", "body": b"".join(parts), "more_body": more}
 
 
 class _Bearer:
     """Lets only those requests in that carry a key; a session belongs to the key that began it."""
 
-    def __init__(self, app: ASGIApp, accepts: Callable[[str], bool]) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app
-        self._accepts = accepts
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not self._accepts(token.strip()):
+            caller = self._keys.of_header(Headers(scope=scope).get("authorization", ""))
+            if caller is None:
                 refused = JSONResponse(
                     {"error": "invalid_token", "error_description": "an API key is needed: Authorization: Bearer KEY"},
                     status_code=401,
@@ -97,30 +138,17 @@ class _Bearer:
                 )
                 await refused(scope, receive, send)
                 return
-            owner = hashlib.sha256(token.strip().encode()).hexdigest()
-            scope = {**scope, "user": AuthenticatedUser(AccessToken(token="", client_id=owner, scopes=[]))}
+            scope = {**scope, "user": AuthenticatedUser(AccessToken(token="", client_id=caller.hex(), scopes=[]))}
         await self._app(scope, receive, send)
 
 
-def _security(host: str, allowed: Sequence[str]) -> TransportSecuritySettings:
-    """Let requests in that name this machine as its clients do."""
-    names = [in_url(name) for name in own_names(host, allowed)]
+def _security(keys: Keys, hosts: Sequence[str]) -> TransportSecuritySettings:
+    """Let requests in that name this machine as its clients do; no page knows a key, so with keys any name will do."""
+    names = [in_url(name) for name in own_names(hosts)]
     return TransportSecuritySettings(
-        enable_dns_rebinding_protection=True,
+        enable_dns_rebinding_protection=not keys.required,
         allowed_hosts=[entry for name in names for entry in (name, f"{name}:*")],
         allowed_origins=[
             f"{scheme}://{entry}" for name in names for entry in (name, f"{name}:*") for scheme in ("http", "https")
         ],
     )
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError:
-        listener.close()
-        raise
-    return listener

@@ -13,9 +13,10 @@ except ImportError as _error:
         "the HTTP server needs FastAPI, uvicorn and prometheus-client: pip install 'ets-agent[server]'"
     ) from _error
 
+from ets_agent._listening import bind
 from ets_agent.server.app import create_app
 from ets_agent.server.limits import Limits
-from ets_agent.server.serve import CLOSING_SECONDS, bind, serve
+from ets_agent.server.serve import CLOSING_SECONDS, serve
 
 del _fastapi, _prometheus_client, _uvicorn
 

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ets_agent import __version__
-from ets_agent._hosts import LOOPBACK_NAMES, Names
+from ets_agent._hosts import Names, own_names
 from ets_agent.guided import GuidedReasoning
 from ets_agent.keys import Caller, Keys
 from ets_agent.server import openapi
@@ -75,7 +75,7 @@ def create_app(
     app.include_router(_lists(reasoning, models, metrics))
     install(app)
     # What is added last is outermost: everything is counted, also those who are not let in.
-    app.add_middleware(Guarded, keys=keys, names=Names([*LOOPBACK_NAMES, *hosts]))
+    app.add_middleware(Guarded, keys=keys, names=Names(own_names(hosts)))
     app.add_middleware(Measured, metrics=metrics)
     openapi.describe(app, models=models, policy=reasoning.policy, limits=limits, keys=keys, is_open=OPEN)
     return app
@@ -115,8 +115,7 @@ class Guarded:
         if not self._keys.required:
             self._check_names(headers)
             return ANYBODY
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        caller = self._keys.caller(key.strip().encode("latin-1")) if scheme.lower() == "bearer" else None
+        caller = self._keys.of_header(headers.get("authorization", ""))
         if caller is None:
             raise ApiError(
                 401,

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from backends import Limiter, QueueFullError
+from ets_agent._connections import BODY_SECONDS
+from ets_agent._serving import MAX_ANSWERS, MAX_BODY
 from ets_agent.errors import ConfigError
 from ets_agent.keys import Caller
 from ets_agent.server.errors import ApiError
@@ -30,9 +32,9 @@ class Limits:
 
     rate: int | None = None
     key_concurrency: int | None = None
-    max_answers: int = 8
-    max_body: int = 1_048_576
-    body_seconds: float = 30.0
+    max_answers: int = MAX_ANSWERS
+    max_body: int = MAX_BODY
+    body_seconds: float = BODY_SECONDS
     stall_seconds: float = 60.0
 
     def __post_init__(self) -> None:

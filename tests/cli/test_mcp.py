@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[GuidedReasoning, dict[
     """What the command would serve, and how."""
     found: list[tuple[GuidedReasoning, dict[str, Any]]] = []
 
-    async def serve(reasoning: GuidedReasoning, **how: Any) -> None:
-        found.append((reasoning, how))
+    async def serve(reasoning: GuidedReasoning, listener: socket.socket | None = None, **how: Any) -> None:
+        found.append((reasoning, how if listener is None else {"at": listener.getsockname(), **how}))
 
     monkeypatch.setattr(mcp_server, "serve_stdio", serve)
     monkeypatch.setattr(mcp_server, "serve_http", serve)
@@ -87,19 +87,27 @@ def test_options_come_from_a_file_too(ets: Ets, served: Served, tmp_path: Path) 
 
 
 def test_over_http_it_listens_on_loopback_without_keys(ets: Ets, served: Served) -> None:
-    assert ets("mcp", "--transport", "http", "--port", "9000").exit_code == 0
+    assert ets("mcp", "--transport", "http", "--port", "0").exit_code == 0
     ((_, how),) = served
-    assert (how["host"], how["port"], how["accepts"], how["allowed_hosts"]) == ("127.0.0.1", 9000, None, [])
+    assert (how["at"][0], how["keys"].required, how["hosts"]) == ("127.0.0.1", False, ["127.0.0.1"])
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.1", "127.0.0.2"])
+def test_all_addresses_of_this_machine_alone_need_no_keys(ets: Ets, served: Served, host: str) -> None:
+    arguments = ("--transport", "http", "--port", "0", "--host", host, "--allow-host", "ets.example")
+    assert ets("mcp", *arguments).exit_code == 0
+    ((_, how),) = served
+    assert how["hosts"] == [host, "ets.example"]
 
 
 def test_elsewhere_it_needs_keys(ets: Ets, served: Served, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("secret\n")
-    outcome = ets("mcp", "--transport", "http", "--host", "192.0.2.7", "--api-key-file", str(keys))
+    outcome = ets("mcp", "--transport", "http", "--host", "0.0.0.0", "--port", "0", "--api-key-file", str(keys))
     assert outcome.exit_code == 0, outcome.stderr
     ((_, how),) = served
-    accepts: Callable[[str], bool] = how["accepts"]
-    assert (accepts("secret"), accepts("other")) == (True, False)
+    assert how["keys"].of_header("Bearer secret")
+    assert not how["keys"].of_header("Bearer other")
 
 
 @pytest.mark.parametrize(
@@ -118,8 +126,11 @@ def test_elsewhere_it_needs_keys(ets: Ets, served: Served, tmp_path: Path) -> No
             "reward 'llm_judge' needs 'model', which callers cannot give: llm_judge:model=…",
         ),
         (["--proposal-temperature", "1"], "--proposal-temperature is 1.0, but there is no proposal"),
-        (["--transport", "http", "--host", "192.0.2.7"], "host 192.0.2.7 can be reached from other machines"),
-        (["--transport", "http", "--host", "0.0.0.0"], "host 0.0.0.0 can be reached from other machines"),
+        (["--transport", "http", "--host", "192.0.2.7"], "192.0.2.7 can be reached from other machines"),
+        (["--transport", "http", "--host", "0.0.0.0"], "0.0.0.0 can be reached from other machines"),
+        (["--transport", "http", "--host", "no such host"], "there is no address 'no such host'"),
+        (["--api-key-file", "/no/such/file"], "--api-key-file is for --transport http"),
+        (["--transport", "stdio", "--port", "8001"], "--port is for --transport http"),
         (["--transport", "http", "--api-key-file", "/no/such/file"], "cannot read API keys from /no/such/file"),
     ],
 )
@@ -134,16 +145,12 @@ def test_what_is_wrong_with_the_command_is_one_line_before_a_model_is_loaded(
     assert loader.calls == []
 
 
-def test_where_it_listens_at_all_addresses_it_wants_to_know_its_names(
-    ets: Ets, served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ETS_API_KEYS", "secret")
-    outcome = ets("mcp", "--transport", "http", "--host", "0.0.0.0")
-    assert outcome.stderr == (
-        "ets: error: host 0.0.0.0 is no name that clients use; give each one that they do with --allow-host\n"
-    )
-    assert ets("mcp", "--transport", "http", "--host", "0.0.0.0", "--allow-host", "ets.example").exit_code == 0
-    assert served[0][1]["allowed_hosts"] == ["ets.example"]
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(ets: Ets, loader: Loader) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        outcome = ets("mcp", "--transport", "http", "--port", str(port))
+    assert outcome.stderr == f"ets: error: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+    assert (outcome.exit_code, loader.calls) == (2, [])
 
 
 def test_a_missing_sdk_is_one_line(ets: Ets, loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx2
 import jsonschema
@@ -16,6 +16,8 @@ import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
+from backends.scripted import ScriptedBackend
+from ets_agent import GuidedReasoning, _connections, mcp_server
 from tests.mcp_server.conftest import MODES, PATIENCE, QUESTION, ROOT, SOON, Log, Mode, ServeHttp
 
 TOOL = "guided_reasoning"
@@ -189,9 +191,54 @@ async def test_the_sdks_client_shows_its_key(serve_http: ServeHttp) -> None:
         assert not (await client.call_tool(TOOL, SOON)).is_error
 
 
-async def test_a_port_that_is_taken_is_one_line(serve_http: ServeHttp, log: Log) -> None:
-    address = await serve_http().address()
-    port = address.rsplit(":", 1)[1].removesuffix("/mcp")
-    second = serve_http("--port", port)
-    assert await second.ended() == 1
-    assert log.text.splitlines()[-1] == f"ets: error: cannot listen at 127.0.0.1, port {port}: Address already in use"
+def half(address: SplitResult) -> bytes:
+    """Return a request of which the body is not all there."""
+    accept = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+    return f"POST /mcp HTTP/1.1\r\nHost: {address.netloc}\r\n{accept}Content-Length: 100\r\n\r\n".encode()
+
+
+async def test_a_client_that_hangs_up_while_it_sends_is_forgotten(serve_http: ServeHttp, log: Log) -> None:
+    server = serve_http()
+    address = urlsplit(await server.address())
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(half(address))
+    assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")  # Now the body is being read.
+    writer.write(b"{")
+    writer.close()
+    await writer.wait_closed()
+    async with Client(await server.address()) as client:
+        assert (await client.list_tools()).tools
+    server.terminate()
+    assert await server.ended() == 143
+    assert "Traceback" not in log.text
+
+
+async def test_who_is_still_sending_a_request_at_the_shutdown_is_told(serve_http: ServeHttp, log: Log) -> None:
+    server = serve_http()
+    address = urlsplit(await server.address())
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(half(address))
+    await reader.readuntil(b"\r\n\r\n")
+    server.terminate()
+    assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+    assert await server.ended() == 143
+    assert "Traceback" not in log.text
+    writer.close()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    scripted: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_connections, "BODY_SECONDS", 0.2)
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    async with GuidedReasoning(scripted) as reasoning:
+        listener = mcp_server.bind("127.0.0.1", 0, keys=False)
+        serving = asyncio.create_task(mcp_server.serve_http(reasoning, listener, on_ready=ready.set_result))
+        address = urlsplit(await ready)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(half(address) + b"{")
+        answer = await asyncio.wait_for(reader.read(), PATIENCE)
+        assert b"HTTP/1.1 408 " in answer
+        writer.close()
+        serving.cancel()
+        await asyncio.wait([serving])

@@ -71,12 +71,16 @@ def test_a_body_is_not_read_without_a_key(locked: Served) -> None:
         assert read_until(connection, b"invalid_api_key").startswith(b"HTTP/1.1 401 ")
 
 
+def known(keys: Keys, key: str) -> bool:
+    return keys.of_header(f"Bearer {key}") is not None
+
+
 def test_keys_come_from_a_file_and_from_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# ours\none # of Ada\n\n  two  \n")
     keys = read_keys(file, {"ETS_API_KEYS": "three, four\nfive"})
-    assert all(key in keys for key in ("one", "two", "three", "four", "five"))
-    assert not any(key in keys for key in ("", "six", "one # of Ada", "#"))
+    assert all(known(keys, key) for key in ("one", "two", "three", "four", "five"))
+    assert not any(known(keys, key) for key in ("", "six", "one # of Ada", "#"))
     assert not read_keys(None, {}).required
     assert not read_keys(None, {"ETS_API_KEYS": " ,"}).required
 
@@ -85,8 +89,8 @@ def test_a_key_may_have_a_number_sign_in_it(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("ab#cdef\n  #comment\nother#\t# of Ada\n#ghost\n")
     keys = read_keys(file, {})
-    assert all(key in keys for key in ("ab#cdef", "other#"))
-    assert not any(key in keys for key in ("ab", "other", "comment", "#comment", "ghost", "#ghost"))
+    assert all(known(keys, key) for key in ("ab#cdef", "other#"))
+    assert not any(known(keys, key) for key in ("ab", "other", "comment", "#comment", "ghost", "#ghost"))
 
 
 @pytest.mark.parametrize("content", [b"", b"# nothing\n\n", b"two words\n", b"\xff\n", "schlüssel".encode()])
@@ -113,7 +117,7 @@ def test_all_keys_are_compared_whichever_is_shown(monkeypatch: pytest.MonkeyPatc
     keys = Keys(["first", "second", "third"])
     for shown in ("first", "third", "none", ""):
         compared.clear()
-        assert (shown in keys) == (shown in ("first", "third"))
+        assert known(keys, shown) == (shown in ("first", "third"))
         assert len(compared) == 3
 
 

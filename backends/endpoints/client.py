@@ -172,13 +172,13 @@ class Client:
         except UnicodeEncodeError as error:
             failure = PromptError(f"{request}: the text has half of a surrogate pair, which is no character: {error}")
         except (ValueError, RecursionError) as error:
-            reason = self._clean(str(error))
+            reason = self.clean(str(error))
             failure = IllegibleError(f"{request}: the answer is not valid JSON: {reason}", retryable=True)
         if failure is None:
             try:
                 return read(answer)
             except MalformedError as error:
-                reason = self._clean(str(error))
+                reason = self.clean(str(error))
                 failure = EndpointError(f"{request}: the answer cannot be used: {reason}", retryable=True)
         # Here, where it has no cause: the others may repeat what the server said of the key.
         raise failure
@@ -201,8 +201,8 @@ class Client:
         """Return the error to raise for one of the SDK's."""
         if not isinstance(error, openai.APIStatusError):
             reason = str(error.__cause__ or error) or type(error.__cause__ or error).__name__
-            return UnreachableError(f"{request}: the connection failed: {self._clean(reason)}", retryable=True)
-        status, message = error.status_code, self._clean(_message(error))
+            return UnreachableError(f"{request}: the connection failed: {self.clean(reason)}", retryable=True)
+        status, message = error.status_code, self.clean(_message(error))
         text = f"{request}: the server answered {status}: {message}"
         if status == 400 and any(phrase in f"{error.code} {message}" for phrase in _TOO_LONG):
             return ContextLengthError(text)
@@ -216,12 +216,12 @@ class Client:
 
     def _no_json(self, answer: str, request: str) -> IllegibleError:
         """Return the error for an answer that is a text."""
-        quoted = self._clean(answer, longest=_LONGEST_QUOTE)
+        quoted = self.clean(answer, longest=_LONGEST_QUOTE)
         return IllegibleError(
             f"{request}: the answer is no JSON but {quoted!r}; is this the address of the API, with /v1?"
         )
 
-    def _clean(self, text: str, *, longest: int = _LONGEST_MESSAGE) -> str:
+    def clean(self, text: str, *, longest: int = _LONGEST_MESSAGE) -> str:
         """Return a server's text without the key, which some repeat in their messages, and cut to a length."""
         if self._secret is not None:
             text = _pattern(_forms(self._secret, basic=self._basic)).sub("(key)", text)

@@ -32,6 +32,8 @@ _TRIES = 3
 """Answers in a row that must be unusable to show that a server cannot do something: one may be bad luck."""
 _UNKNOWN = frozenset({400, 404, 405, 415, 422, 501})
 """Statuses by which servers say that they do not know something."""
+_USED_UP = "output limit was reached"
+"""What OpenAI says, with status 400, where reasoning has used up the whole budget."""
 _FORBIDDEN = frozenset({401, 403})
 _NOT_NOW = frozenset({503})
 """A status from 500 on that says nothing of the request."""
@@ -55,28 +57,40 @@ class Server:
         model: The model's name there.
         troubles: What failed otherwise than by not being understood, and on which path; perhaps it works without.
         lacks: What it should be able to do, going by what else it can do, and cannot.
+        refusals: What it said on which path where it did not understand, each once, or was not understood.
     """
 
     client: Client
     model: str
     troubles: list[tuple[str, BackendError]] = field(default_factory=list)
     lacks: list[str] = field(default_factory=list)
+    refusals: list[tuple[str, str]] = field(default_factory=list)
 
     async def understands(self, path: str, body: Mapping[str, Any], read: Callable[[Any], Any]) -> bool:
         """Whether the server answers a request in a usable way; errors as for `asked`."""
         return await self.asked(path, body, read) is not None
 
-    async def asked(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T | None:
+    async def asked(
+        self, path: str, body: Mapping[str, Any], read: Callable[[Any], T], *, used_up: T | None = None
+    ) -> T | None:
         """Return what `read` makes of the answer; None where the server cannot do what is asked.
+
+        Args:
+            path: Where.
+            body: What is asked.
+            read: Raises `MalformedError` where the answer cannot be used.
+            used_up: What to return where the server refuses an answer because its budget went into reasoning.
 
         Raises:
             EndpointError: It gave no answer, or one that says nothing of the request.
         """
         for _ in range(_TRIES):
-            found = await self._once(path, body, read)
+            found = await self._once(path, body, read, used_up)
             if not isinstance(found, MalformedError):
                 return found
-            _log.debug("%s of %s: %s", path, self.model, found)
+            said = self.client.clean(f"the answer cannot be used: {found}")
+            _log.debug("%s of %s: %s", path, self.model, said)
+        self._refused(path, said)
         return None
 
     async def listed(self, path: str, read: Callable[[Any], T]) -> T | None:
@@ -87,7 +101,9 @@ class Server:
             self._note(path, error)
             return None
 
-    async def _once(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T | MalformedError | None:
+    async def _once(
+        self, path: str, body: Mapping[str, Any], read: Callable[[Any], T], used_up: T | None
+    ) -> T | MalformedError | None:
         def lenient(answer: Any) -> T | MalformedError:
             try:
                 return read(answer)
@@ -97,8 +113,14 @@ class Server:
         try:
             return await self.client.post(path, {"model": self.model, **body}, lenient)
         except (EndpointError, CapabilityError) as error:
+            if used_up is not None and _USED_UP in str(error):
+                return used_up
             self._note(path, error)
             return None
+
+    def _refused(self, path: str, said: str) -> None:
+        if (path, said) not in self.refusals:
+            self.refusals.append((path, said))
 
     def _note(self, path: str, error: BackendError) -> None:
         """Take note of a failure that shows what a server cannot do; raise any other one."""
@@ -106,6 +128,7 @@ class Server:
             status = error.status or 0
             if status in _UNKNOWN:
                 _log.debug("%s", error)
+                self._refused(path, str(error).partition("]: ")[2] or str(error))
                 return
             lacks = status in _FORBIDDEN or (status >= 500 and status not in _NOT_NOW)
             if not lacks and not isinstance(error, IllegibleError):
@@ -147,7 +170,10 @@ class Form:
     async def drawn(self, server: Server, n: int = 1, *, logprobs: bool = False) -> Sequence[Choice] | None:
         """Draw n choices; None where the server cannot."""
         body = {**self.body, **({"n": n} if n > 1 else {}), **(self.logprobs if logprobs else {})}
-        return await server.asked(self.path, body, lambda answer: sound(self.read(answer, n, self.budget, logprobs)))
+        silent = None if logprobs else [Choice(text="", stopped=False, num_tokens=self.budget)] * n
+        return await server.asked(
+            self.path, body, lambda answer: sound(self.read(answer, n, self.budget, logprobs)), used_up=silent
+        )
 
 
 def sound(choices: Sequence[Choice]) -> Sequence[Choice]:

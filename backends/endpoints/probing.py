@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Literal
 
 from backends.base import Capabilities
@@ -68,9 +68,20 @@ async def find_dialect(client: Client, model: str, *, api: Api = "auto") -> Dial
         if path in _DRAWING:
             raise _with_advice(error, "" if api != "auto" else "; api='completions' or api='chat' asks in one way only")
     kinds = "neither completions nor chat completions" if api == "auto" else f"no requests by {api}"
-    known = f"it has {', '.join(sorted(models)[:_MOST_NAMES])}" if models else "is its name right?"
-    failed = "".join(f"; {error}" for _, error in server.troubles)
-    raise BackendError(f"the server at {client.url} answers {kinds} for the model {shown(model)!r}; {known}{failed}")
+    said = [f"{path}: {reason}" for path, reason in server.refusals if path in _DRAWING]
+    raise BackendError(
+        f"the server at {client.url} answers {kinds} for the model {shown(model)!r}; "
+        + "; ".join([*_hints(client.url, model, models), *said, *(str(error) for _, error in server.troubles)])
+    )
+
+
+def _hints(url: str, model: str, models: Collection[str]) -> list[str]:
+    """Return what may be wrong where a server draws nothing: the model's name, or the address."""
+    if model in models:
+        return []
+    if models:
+        return [f"it has {', '.join(sorted(models)[:_MOST_NAMES])}"]
+    return ["is its name right?"] + ([] if url.endswith("/v1") else ["most servers have their API under /v1"])
 
 
 def _with_advice(error: BackendError, advice: str) -> BackendError:

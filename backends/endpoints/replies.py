@@ -15,7 +15,7 @@ NO_LOGPROB = -9999.0
 _PASSING = frozenset({"abort", "error"})
 """Reasons to end by which a server says that it failed; another try may not."""
 _FEW, _ROUGHLY = 3, 0.1
-"""So many tokens, or such a share, some servers leave out of the numbers that they tell; their limits are farther off."""
+"""Some servers leave so many tokens, or such a share, out of what they tell; a limit of their own is farther off."""
 _MOST_TOKENS = 2**53
 """Numbers of tokens are below it, so that they can be reckoned with as floats."""
 
@@ -118,6 +118,8 @@ def text(answer: Any) -> str:
 
 
 def _choices(answer: Any, n: int) -> list[Any]:
+    if (said := _error(answer)) is not None:
+        raise MalformedError(f"it has no choices but an error: {said}")
     choices = _field(answer, "choices")
     if not isinstance(choices, list) or len(choices) != n:
         count = len(choices) if isinstance(choices, list) else "no list of"
@@ -130,6 +132,15 @@ def _choices(answer: Any, n: int) -> list[Any]:
     if numbers != list(range(n)):
         raise MalformedError(f"its choices are numbered {numbers}")
     return ordered
+
+
+def _error(answer: Any) -> str | None:
+    """Return what an answer says that has an error instead of choices; None where it has none."""
+    if not isinstance(answer, dict) or answer.get("choices") is not None:
+        return None
+    error = answer.get("error")
+    message = error.get("message") if isinstance(error, dict) else error
+    return " ".join(message.split()) if isinstance(message, str) else None
 
 
 def _completion(choice: Any, *, logprobs: bool, ids: bool) -> Choice:

@@ -426,6 +426,63 @@ async def test_a_server_that_fails_altogether_is_told_as_it_failed(answer: Answe
         assert not caught.value.retryable
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            (400, {"error": {"message": "Your organization must be verified to use this model"}}),
+            "/chat/completions: the server answered 400: Your organization must be verified to use this model",
+        ),
+        (
+            (200, {"error": {"message": f"Model m is\noverloaded, {KEY}"}}),
+            r"/completions: the answer cannot be used: it has no choices but an error: Model m is overloaded, \(key\)",
+        ),
+        (completion({}, finish_reason="eos_token"), "/completions: .* for the reason 'eos_token'; allowed: 'stop'"),
+        (completion({}, finish_reason=None), "/completions: the answer cannot be used: 'finish_reason' is missing"),
+    ],
+)
+async def test_a_server_that_draws_nothing_is_told_with_what_it_said(answer: Answer, message: str) -> None:
+    def refusing(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        return MODELS if path == "/v1/models" else answer if path.endswith("completions") else NOT_FOUND
+
+    async with answering(refusing) as stub:
+        with pytest.raises(BackendError, match=message) as caught:
+            await connect(stub, api_key=KEY)
+    assert "neither completions nor chat completions for the model 'm'" in str(caught.value)
+    assert "is its name right" not in str(caught.value), "it is listed"
+    assert str(caught.value).count(": the answer cannot be used") <= 2, "on each path once"
+
+
+async def test_an_address_that_lacks_its_end_is_told_so() -> None:
+    with FakeServer(ScriptedModel(SCRIPT)) as server:
+        for api in ("auto", "tokens"):
+            with pytest.raises(BackendError, match="most servers have their API under /v1"):
+                await OpenAIBackend.connect("scripted", server.url, retries=QUICK, api=api)
+        with pytest.raises(BackendError) as caught:
+            await OpenAIBackend.connect("another", server.base_url, retries=QUICK)
+    assert "under /v1" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field_name", ["max_tokens", "max_completion_tokens"])
+async def test_a_model_whose_reasoning_uses_up_the_budget_can_be_connected_to(field_name: str) -> None:
+    def thinking(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        if path != "/v1/chat/completions":
+            return chat_only(path, body, headers)
+        if field_name not in body:
+            return 400, {"error": {"message": f"use {field_name}"}}
+        if body[field_name] >= 100:
+            return chat(body)
+        message = "Could not finish the message because max_tokens or model output limit was reached. Please try again."
+        return 400, {"error": {"message": message}}
+
+    async with answering(thinking) as stub, await connect(stub) as backend:
+        assert able(backend) == {"seed", "chat"}, "what nothing shows is not promised"
+        start = await backend.begin(QUESTION, max_tokens=200, params=PLAIN)
+        (rows,) = await backend.rollout([start], 4, seed=0)
+        assert len({row.text for row in rows}) == 4
+        assert stub.asked[-1][1][field_name] == 200
+
+
 async def test_a_server_that_is_overloaded_is_not_asked_on() -> None:
     async with answering(lambda path, body, headers: (503, {"error": {"message": "later"}})) as stub:
         with pytest.raises(EndpointError, match=r"503: later.*gave up after 3 tries"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from backends.base import Backend
-from backends.errors import BackendError, EndpointError
+from backends.errors import BackendError, EndpointError, UnusableDrawError
 from backends.limits import is_number
 
 _log = logging.getLogger("backends.pool")
@@ -25,10 +26,12 @@ class Waits:
     Attributes:
         first_delay: Seconds until a member that failed is tried again, doubled with each failure in a row.
         longest_delay: Most seconds between two tries, unless the member itself asks for more.
+        patience: Seconds that a member may leave all its calls without an answer.
     """
 
     first_delay: float
     longest_delay: float
+    patience: float
 
     def __post_init__(self) -> None:
         """Refuse values outside their range.
@@ -36,8 +39,10 @@ class Waits:
         Raises:
             BackendError: With what was wrong and what is allowed.
         """
-        if not (is_number(self.first_delay) and self.first_delay > 0):
-            raise BackendError(f"first_delay is {self.first_delay!r}; allowed: a finite number above 0 (seconds)")
+        for name in ("first_delay", "patience"):
+            value = getattr(self, name)
+            if not (is_number(value) and value > 0):
+                raise BackendError(f"{name} is {value!r}; allowed: a finite number above 0 (seconds)")
         if not (is_number(self.longest_delay) and self.longest_delay >= self.first_delay):
             raise BackendError(
                 f"longest_delay is {self.longest_delay!r}; allowed: a finite number (seconds), at least first_delay, "
@@ -59,6 +64,9 @@ class Member:
         trials: Calls under way that try it while it is out.
         epoch: Counts its leaving and coming back, so that what began before tells nothing about it after.
         comeback: The roster's count when it last came back; 0 if it never did.
+        calls: Calls under way.
+        waited: Seconds that it had calls to answer since it answered last, without those since ``waiting_from``.
+        waiting_from: Since when it has had calls under way without a pause or an answer (seconds, monotonic).
     """
 
     backend: Backend
@@ -70,6 +78,9 @@ class Member:
     trials: int = 0
     epoch: int = 0
     comeback: int = 0
+    calls: int = 0
+    waited: float = 0.0
+    waiting_from: float = 0.0
 
     @property
     def healthy(self) -> bool:
@@ -80,6 +91,15 @@ class Member:
     def due(self) -> bool:
         """Whether it is out, and a call should find out if it works again; one at a time."""
         return self.until is not None and self.trials == 0 and monotonic() >= self.until
+
+    @property
+    def silence(self) -> float:
+        """Seconds that it has had something to answer since it answered last, be it calls that were given up since."""
+        return self.waited + (monotonic() - self.waiting_from if self.calls else 0.0)
+
+    def answered(self) -> None:
+        """Note that it has answered a call that is work, so that it does not hang."""
+        self.waited, self.waiting_from = 0.0, monotonic()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,8 +147,9 @@ class Roster:
     ) -> Member | None:
         """Return the member that the next call goes to, or None where all have been tried.
 
-        That is the least busy healthy one. Where none is healthy, it is the least busy one, at once: a call is never
-        refused without trying, and those who are out share the calls.
+        That is the least busy healthy one that does not seem to hang, or else of those who do. Where none is healthy,
+        it is the least busy one, at once: a call is never refused without trying, and those who are out share the
+        calls.
 
         Args:
             tried: Members that have failed this call already.
@@ -139,7 +160,7 @@ class Roster:
         healthy = [member for member in left if member.healthy]
         chosen = self.due(tried, home=home) if probe else None
         chosen = chosen or min(
-            healthy or left,
+            [member for member in healthy if not self.seems_to_hang(member)] or healthy or left,
             key=lambda member: (member.rows, member is not home, member.until or 0.0, member.turn),
             default=None,
         )
@@ -159,15 +180,37 @@ class Roster:
         back = [member for member in self.members if member.healthy and member.comeback > since]
         return min(back, key=lambda member: (member.rows, member.turn), default=None)
 
+    def seems_to_hang(self, member: Member) -> bool:
+        """Whether a member has calls under way and has answered none for longer than it may."""
+        return member.calls > 0 and member.silence >= self._waits.patience
+
     @contextmanager
     def attempt(self, member: Member, rows: int) -> Iterator[Attempt]:
-        """Count a call as under way, until it ends in whatever way."""
+        """Count a call as under way, until it ends in whatever way.
+
+        One that is given up while its member seems to hang is a failure: a run with a time limit sees no other sign of
+        a machine that is gone.
+        """
         attempt = Attempt(member, trial=not member.healthy, epoch=member.epoch)
+        if not member.calls:
+            member.waiting_from = monotonic()
+        member.calls += 1
         member.rows += rows
         member.trials += attempt.trial
         try:
             yield attempt
+        except asyncio.CancelledError:
+            if self.seems_to_hang(member):
+                self.leave(attempt, f"it has left its calls without an answer for {member.silence:.3g} s")
+            raise
+        except EndpointError as error:
+            if error.status is not None or isinstance(error, UnusableDrawError):
+                member.answered()
+            raise
         finally:
+            member.waited = member.silence
+            member.waiting_from = monotonic()
+            member.calls -= 1
             member.rows -= rows
             member.trials -= attempt.trial
 

@@ -36,6 +36,9 @@ from backends.tokenization import Tokenization
 
 T = TypeVar("T")
 
+DEFAULT_PATIENCE = 30.0
+"""A server for language models answers some call within seconds even where it has hundreds."""
+
 
 class Pool(BackendContext):
     """Several backends of one and the same model as one.
@@ -51,7 +54,11 @@ class Pool(BackendContext):
 
     A request that fails on all members fails with `QueueFullError` where a queue was full; otherwise with an
     `EndpointError`, which says whether another try may succeed, where one of theirs was one; otherwise with the last
-    one's error. The pool has no time limit of its own: a member that hangs is one that has no time limit.
+    one's error. The pool has no time limit of its own.
+
+    A member that has had calls under way for some time and has answered none may hang: new calls go to others, while
+    those that it has may go on. It leaves when one of them fails, by a time limit of the member's own, or is given up,
+    by one of the run's.
 
     Args:
         members: Backends of the same model, each of its own; the pool closes them.
@@ -59,13 +66,23 @@ class Pool(BackendContext):
         longest_delay: Most seconds between two tries, unless the member itself asks for more: one that names a time is
             tried then, but not before ``first_delay`` and after an hour at the latest, and this does not count as a
             failure.
+        patience: Seconds with calls under way but without an answer, those of calls that were given up meanwhile
+            included, after which a member may hang. A server that answers other calls is only slow. One whose answers
+            take longer by nature is not tried less for it where all are alike.
 
     Raises:
         BackendError: An argument cannot be used.
         TokenizerMismatchError: The members' tokens differ, so they are not the same model.
     """
 
-    def __init__(self, members: Sequence[Backend], *, first_delay: float = 5.0, longest_delay: float = 60.0) -> None:
+    def __init__(
+        self,
+        members: Sequence[Backend],
+        *,
+        first_delay: float = 5.0,
+        longest_delay: float = 60.0,
+        patience: float = DEFAULT_PATIENCE,
+    ) -> None:
         """Ask nobody yet."""
         if isinstance(members, str) or not all(hasattr(member, "begin") for member in members):
             raise BackendError("the members of a pool are backends; open one by name with backends.load")
@@ -73,7 +90,7 @@ class Pool(BackendContext):
             raise BackendError("a pool needs at least one member")
         if len({id(member) for member in members}) < len(members):
             raise BackendError("a backend is a member of the pool twice; give each endpoint a backend of its own")
-        waits = Waits(first_delay=first_delay, longest_delay=longest_delay)
+        waits = Waits(first_delay=first_delay, longest_delay=longest_delay, patience=patience)
         self._backends = tuple(members)
         _common_tokenization(self._backends)
         self._roster = Roster(self._backends, waits)
@@ -254,6 +271,7 @@ class Pool(BackendContext):
                 continue
             finally:
                 run.trial = False
+            member.answered()
             before = math.inf if result is None else missing(result)
             result = fresh if result is None else merge(result, fresh)
             left = missing(result)
@@ -273,8 +291,8 @@ class Pool(BackendContext):
     def _next(self, run: Run, tried: Sequence[Member]) -> Member | None:
         """Return the member that a run's call goes to, or None where all have been tried.
 
-        That is its home, unless that is out or has failed the call already, another one is due to be tried, or one has
-        come back that has less to do.
+        That is its home, unless that is out, seems to hang or has failed the call already, another one is due to be
+        tried, or one has come back that has less to do.
         """
         if run.trial and run.home not in tried:
             return run.home
@@ -284,8 +302,12 @@ class Pool(BackendContext):
             back, run.comebacks = self._roster.returned(run.comebacks), self._roster.comebacks
             if back is not None and back.rows < run.home.rows:
                 run.home = back
-        if run.home in tried or not run.home.healthy:
-            run.home = self._roster.choose(tried, home=run.home) or run.home
+        hangs = self._roster.seems_to_hang
+        if run.home in tried or not run.home.healthy or hangs(run.home):
+            other = self._roster.choose(tried, home=run.home)
+            # Where all seem to hang, their answers may just take long, and its caches are at home.
+            if other is not None and not (run.home.healthy and run.home not in tried and hangs(other)):
+                run.home = other
         return run.home if run.home not in tried else None
 
     async def _at(self, member: Member, states: Sequence[PoolState]) -> list[State]:

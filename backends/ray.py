@@ -16,7 +16,7 @@ from backends._ray_replica import Failure, Replica
 from backends.base import Backend
 from backends.errors import BackendError, MissingExtraError
 from backends.limits import is_count, is_number
-from backends.pool import Pool
+from backends.pool import DEFAULT_PATIENCE, Pool
 
 DEFAULT_MAX_STATES = 4096
 
@@ -47,6 +47,7 @@ class RayBackend(Pool):
         max_states: int = DEFAULT_MAX_STATES,
         first_delay: float = 5.0,
         longest_delay: float = 60.0,
+        patience: float = DEFAULT_PATIENCE,
         **options: Any,
     ) -> Self:
         """Start the replicas and wait until all have loaded the model.
@@ -66,6 +67,7 @@ class RayBackend(Pool):
             max_states: Most states that each of them keeps the caches of. What is dropped is computed again.
             first_delay: As for `Pool`.
             longest_delay: As for `Pool`.
+            patience: As for `Pool`.
             **options: For the model, as for `backends.load`.
 
         Raises:
@@ -73,7 +75,7 @@ class RayBackend(Pool):
             BackendError: The cluster cannot be reached, has no room for all replicas, or they cannot load the model.
         """
         # All before the replicas are started, which takes minutes.
-        waits = Waits(first_delay=first_delay, longest_delay=longest_delay)
+        waits = Waits(first_delay=first_delay, longest_delay=longest_delay, patience=patience)
         for what, count in (("replicas", replicas), ("max_states", max_states)):
             if not is_count(count, 1):
                 raise BackendError(f"{what} is {count!r}; allowed: a whole number of at least 1")

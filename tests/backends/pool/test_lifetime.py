@@ -145,6 +145,8 @@ def test_a_pool_has_its_members_name() -> None:
         ({"longest_delay": 4.0}, "longest_delay is 4.0; allowed: a finite number .* at least first_delay, which is 5"),
         ({"longest_delay": math.nan}, "longest_delay is nan"),
         ({"longest_delay": "60"}, "longest_delay is '60'"),
+        ({"patience": 0}, "patience is 0; allowed: a finite number above 0"),
+        ({"patience": None}, "patience is None"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -87,7 +87,7 @@ async def test_a_server_that_asks_for_more_than_an_hour_is_tried_after_an_hour(
 
 async def test_one_call_tries_a_member_while_the_others_go_elsewhere(clock: Callable[[float], None]) -> None:
     one, two = members()
-    pool = Pool([one, two], first_delay=5.0)
+    pool = Pool([one, two], first_delay=5.0, patience=1000.0)
     one.plan = lambda number, call: BackendError("down") if number == 0 else "hang" if number == 1 else None
     await pool.begin("q", max_tokens=6, params=PLAIN)
     clock(5.0)

@@ -21,7 +21,17 @@ from rewards.llm_judge import LLMJudge
 from rewards.math_answer import MathAnswer
 from rewards.pointwise import PointwiseReward
 from rewards.regex import Regex
-from rewards.registry import RewardInfo, RewardSpec, argument_schemas, available, build, describe, parse, register
+from rewards.registry import (
+    RewardInfo,
+    RewardSpec,
+    argument_schemas,
+    available,
+    build,
+    check,
+    describe,
+    parse,
+    register,
+)
 from rewards.reward_model import RewardModel
 from rewards.sandbox import SandboxError, SandboxUnavailableError
 from rewards.self_consistency import SelfConsistency
@@ -63,6 +73,7 @@ __all__ = [
     "available",
     "build",
     "canonical",
+    "check",
     "describe",
     "equivalence_keys",
     "extract_answer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import re
@@ -35,7 +36,7 @@ class RewardParameter:
     required: bool
 
 
-class Literal:
+class Written:
     """A value that was written as JSON, and how it was written, which may be what was meant: ``gold=21``."""
 
     def __init__(self, value: Any, text: str) -> None:
@@ -48,7 +49,7 @@ def parse(text: str) -> dict[str, Any]:
     """Read ``key=value,key=value``.
 
     A value is JSON if it is a JSON literal, otherwise text up to the next ``,key=``; so ``gold=1,234`` is one argument.
-    Literals come as a `Literal`, because a parameter that takes text alone has them as they are written.
+    Literals come `Written`, because a parameter that takes text alone has them as they are written.
 
     Raises:
         RewardSpecError: The text is not of this form, or a key occurs twice.
@@ -67,96 +68,118 @@ def parse(text: str) -> dict[str, Any]:
         if isinstance(value, str) and value.endswith(","):
             raise RewardSpecError(f"expected key=value after the last comma of {text!r}")
         written = text[key.end() : None if end is None else text.rindex(",", key.end(), end)].strip()
-        arguments[key[1]] = value if isinstance(value, str) else Literal(value, written)
+        arguments[key[1]] = value if isinstance(value, str) else Written(value, written)
         if end is None:
             return arguments
         position = end
 
 
-def describe(function: Callable[..., Any], *, keyword_only: bool = False) -> tuple[RewardParameter, ...]:
-    """Return the parameters of a constructor.
+class Parameters:
+    """What a reward takes: the parameters of a constructor, or those of a judge that are keyword-only."""
 
-    With ``keyword_only``, the function is no constructor but a judge, whose keyword-only parameters are arguments.
-    """
-    parameters = inspect.signature(function).parameters.values()
-    return tuple(
-        RewardParameter(
-            name=parameter.name,
-            declaration=_declaration(parameter),
-            required=parameter.kind in _CHECKED and parameter.default is parameter.empty,
+    def __init__(self, source: Callable[..., Any], takes: Callable[[inspect.Parameter], bool]) -> None:
+        """Look at the signature; see `of_constructor` and `of_judge`.
+
+        Raises:
+            TypeError: There is none.
+            ValueError: There is none.
+        """
+        as_written = inspect.signature(source)
+        self._described = tuple(
+            RewardParameter(
+                name=parameter.name,
+                declaration=_declaration(parameter),
+                required=parameter.kind in _CHECKED and parameter.default is parameter.empty,
+            )
+            for parameter in as_written.parameters.values()
+            if takes(parameter)
         )
-        for parameter in parameters
-        if not keyword_only or _is_option(parameter)
-    )
+        try:
+            signature = inspect.signature(source, eval_str=True)
+        except NameError:  # Names imported for type checkers only: the types of such a constructor go unchecked.
+            signature = as_written
+        taken = [parameter for parameter in signature.parameters.values() if takes(parameter)]
+        self._named = {parameter.name: parameter for parameter in taken if parameter.kind in _CHECKED}
+        self._any_other = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
+
+    @classmethod
+    def of_constructor(cls, kind: type) -> Parameters:
+        """Return the parameters with which an object is made."""
+        return cls(kind, lambda parameter: True)
+
+    @classmethod
+    def of_judge(cls, function: Callable[..., Any]) -> Parameters:
+        """Return those parameters of a function that are no response and no prompt."""
+        return cls(function, lambda parameter: parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "prompt")
+
+    def describe(self) -> tuple[RewardParameter, ...]:
+        """Return them as people are told of them."""
+        return self._described
+
+    def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments by keyword, checked against the names and annotations.
+
+        Types are strict: text is no number, a number is no truth value, and NaN and infinity are no numbers. Lists may
+        stand for tuples and sets, and text for enumerations and paths, because JSON has no other way to write them.
+
+        Raises:
+            RewardSpecError: An argument is unknown, missing or of the wrong type; names all of them.
+        """
+        problems = [
+            f"unknown argument {name!r}" for name in arguments if name not in self._named and not self._any_other
+        ]
+        checked = {name: given.value if isinstance(given, Written) else given for name, given in arguments.items()}
+        for name, parameter in self._named.items():
+            if name in arguments:
+                try:
+                    checked[name] = _fitting(parameter.annotation, arguments[name])
+                except ValueError as error:
+                    problems.append(f"{name}={checked[name]!r:.80}: {error}")
+            elif parameter.default is parameter.empty:
+                problems.append(f"missing argument {name!r}")
+        if problems:
+            takes = ", ".join(parameter.declaration for parameter in self._described) or "no arguments"
+            problem = "; ".join(problems)
+            raise RewardSpecError(f"{problem} (it takes: {takes})", problem=problem)
+        return checked
+
+    def schemas(self, description: str) -> dict[str, dict[str, Any]]:
+        """Return their JSON schemas, those left out whose type has nothing to do with JSON.
+
+        What has no type may be anything.
+
+        Args:
+            description: The documentation, with a section ``Args:`` in Google's style.
+        """
+        texts = _documented(description)
+        found: dict[str, dict[str, Any]] = {}
+        for name, parameter in self._named.items():
+            schema = _schema(parameter.annotation)
+            if schema is None:
+                continue
+            if name in texts:
+                schema["description"] = texts[name]
+            if parameter.default is not parameter.empty:
+                schema["default"] = _json(parameter.default)
+            found[name] = schema
+        return found
 
 
-def check(function: Callable[..., Any], arguments: Mapping[str, Any], *, keyword_only: bool = False) -> dict[str, Any]:
-    """Check arguments by keyword against the names and annotations of a constructor's parameters.
-
-    With ``keyword_only``, the function is no constructor but a judge, whose keyword-only parameters are arguments.
-
-    Types are strict: text is no number, a number is no truth value, and NaN and infinity are no numbers. Lists may
-    stand for tuples and sets, and text for enumerations and paths, because JSON has no other way to write them.
+def _fitting(annotation: Any, given: Any) -> Any:
+    """Return an argument as its annotation has it; what is no such literal may have been meant as text.
 
     Raises:
-        RewardSpecError: An argument is unknown, missing or of the wrong type; names all of them.
+        ValueError: It does not fit.
     """
-    parameters = _signature(function).parameters
-    free = not keyword_only and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    named = {
-        name: parameter
-        for name, parameter in parameters.items()
-        if (_is_option(parameter) if keyword_only else parameter.kind in _CHECKED)
-    }
-    problems = [f"unknown argument {name!r}" for name in arguments if name not in named and not free]
-    literals = {name: given for name, given in arguments.items() if isinstance(given, Literal)}
-    checked = dict(arguments) | {name: literal.value for name, literal in literals.items()}
-    for name, parameter in named.items():
-        if name in arguments:
-            given = checked[name]
-            try:
-                checked[name] = _validated(parameter.annotation, given)
-            except ValueError as error:
-                try:
-                    if name not in literals or not _takes_text(parameter.annotation):
-                        raise
-                    checked[name] = _validated(parameter.annotation, literals[name].text)
-                except ValueError:
-                    problems.append(f"{name}={given!r:.80}: {error}")
-        elif parameter.default is parameter.empty:
-            problems.append(f"missing argument {name!r}")
-    if problems:
-        known = describe(function, keyword_only=keyword_only)
-        takes = ", ".join(parameter.declaration for parameter in known) or "no arguments"
-        raise RewardSpecError(f"{'; '.join(problems)} (it takes: {takes})")
-    return checked
-
-
-def schemas(function: Callable[..., Any], description: str, *, keyword_only: bool = False) -> dict[str, dict[str, Any]]:
-    """Return JSON schemas of the parameters of a constructor, those left out whose type has nothing to do with JSON.
-
-    What has no type may be anything.
-
-    With ``keyword_only``, the function is no constructor but a judge, whose keyword-only parameters are arguments.
-
-    Args:
-        function: The constructor or judge.
-        description: Its documentation, with a section ``Args:`` in Google's style.
-        keyword_only: Which parameters count.
-    """
-    texts = _documented(description)
-    found: dict[str, dict[str, Any]] = {}
-    for name, parameter in _signature(function).parameters.items():
-        counts = _is_option(parameter) if keyword_only else parameter.kind in _CHECKED and name != "self"
-        schema = _schema(parameter.annotation) if counts else None
-        if schema is None:
-            continue
-        if name in texts:
-            schema["description"] = texts[name]
-        if parameter.default is not parameter.empty:
-            schema["default"] = _json(parameter.default)
-        found[name] = schema
-    return found
+    if not isinstance(given, Written):
+        return _validated(annotation, given)
+    try:
+        return _validated(annotation, given.value)
+    except ValueError:
+        if _takes_text(annotation):
+            with contextlib.suppress(ValueError):
+                return _validated(annotation, given.text)
+        raise
 
 
 def _schema(annotation: Any) -> dict[str, Any] | None:
@@ -209,10 +232,6 @@ def _takes_text(annotation: Any) -> bool:
     return annotation is str or (str in get_args(annotation) and not {int, float} & set(get_args(annotation)))
 
 
-def _is_option(parameter: inspect.Parameter) -> bool:
-    return parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "prompt"
-
-
 def _value(text: str, start: int) -> tuple[Any, int | None]:
     start += len(text[start:]) - len(text[start:].lstrip())
     try:
@@ -231,13 +250,6 @@ def _declaration(parameter: inspect.Parameter) -> str:
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
         return f"{parameter.name}: {parameter.annotation}{default}"
     return str(parameter)
-
-
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(function, eval_str=True)
-    except NameError:  # Names imported for type checkers only: the types of such a constructor go unchecked.
-        return inspect.signature(function)
 
 
 def _validated(annotation: Any, value: Any) -> Any:

@@ -59,7 +59,7 @@ def extract_choice(text: str, options: int = 26) -> str | None:
     return _last(bracketed, options) or _last(alone, options)
 
 
-@register("choice")
+@register("choice", pure=True)
 class Choice(PointwiseReward):
     """Reward 1 for responses that pick the right option, 0 for others; an oracle.
 

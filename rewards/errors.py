@@ -8,7 +8,17 @@ class RewardError(Exception):
 
 
 class RewardSpecError(RewardError, ValueError):
-    """A reward specification names no known reward, or gives it arguments that it does not take."""
+    """A reward specification names no known reward, or gives it arguments that it does not take.
+
+    Args:
+        message: What is wrong and what is allowed.
+        problem: What is wrong alone, for those who offer a reward by another name, or not with all of its arguments.
+    """
+
+    def __init__(self, message: str, *, problem: str | None = None) -> None:
+        """Keep both."""
+        super().__init__(message)
+        self.problem = message if problem is None else problem
 
 
 class RewardTimeoutError(RewardError, TimeoutError):

@@ -9,7 +9,7 @@ from rewards.pointwise import PointwiseReward
 from rewards.registry import register
 
 
-@register("exact_match")
+@register("exact_match", pure=True)
 class ExactMatch(PointwiseReward):
     r"""Reward 1 for responses that are a given text, 0 for others; an oracle.
 

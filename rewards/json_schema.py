@@ -19,12 +19,12 @@ LONGEST = 100_000
 _FENCE = re.compile(r"```[ \t]*+(?:json|JSON)?[ \t]*+\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
 
-@register("json_schema")
+@register("json_schema", pure=True)
 class JSONSchema(ConfinedReward):
     """Reward 1 for responses that hold JSON which a schema allows, 0 for others; no oracle, it sees the form alone.
 
     The JSON is the last code block of the response that is JSON, or all of the response, or what stands between its
-    first and its last brace or bracket.
+    first and its last brace or bracket. A schema has at most 100,000 characters.
     """
 
     minimum, maximum = 0.0, 1.0
@@ -34,8 +34,8 @@ class JSONSchema(ConfinedReward):
         """Set the schema.
 
         Args:
-            schema: A JSON schema, at most 100,000 characters; its draft is that of its ``$schema``, by default the
-                newest. References to other documents are not followed.
+            schema: A JSON schema; its draft is that of its ``$schema``, by default the newest. References to other
+                documents are not followed.
 
         Raises:
             RewardSpecError: The schema is none, or too long. What is wrong with a large one, or a reference that leads

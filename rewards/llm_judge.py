@@ -55,7 +55,7 @@ class _Duel:
     swayed: bool
 
 
-@register("llm_judge")
+@register("llm_judge", pure=True)
 class LLMJudge(PointwiseReward):
     """Reward what a language model thinks of a response, by a rubric; it is no oracle.
 

@@ -14,7 +14,7 @@ from rewards.registry import register
 from rewards.shared_workers import PATIENCE, Allowance
 
 
-@register("math_answer")
+@register("math_answer", pure=True)
 class MathAnswer(PointwiseReward):
     """Reward 1 for completions whose final answer equals a known one, 0 for others; for evaluation and tests.
 

@@ -17,7 +17,7 @@ LONGEST = 2000
 _FLAGS = re.MULTILINE | re.DOTALL
 
 
-@register("regex")
+@register("regex", pure=True)
 class Regex(ConfinedReward):
     """Reward 1 for responses in which a regular expression is found, 0 for others.
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import json
 import re
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from rewards import _arguments
-from rewards._arguments import RewardParameter
+from rewards._arguments import Parameters, RewardParameter
 from rewards.base import Reward
 from rewards.errors import RewardSpecError
 from rewards.functions import DEFAULT_TIMEOUT, FunctionReward, GroupFunctionReward, function_name
@@ -52,14 +53,19 @@ class _Entry:
     group: bool = False
     timeout: float | None = DEFAULT_TIMEOUT
     process: bool = False
+    pure: bool = False
 
     @property
     def is_class(self) -> bool:
         return isinstance(self.source, type)
 
     @property
-    def parameters(self) -> tuple[RewardParameter, ...]:
-        return _arguments.describe(self.source, keyword_only=not self.is_class)
+    def parameters(self) -> Parameters:
+        return (
+            Parameters.of_constructor(self.source)
+            if isinstance(self.source, type)
+            else Parameters.of_judge(self.source)
+        )
 
     @property
     def info(self) -> RewardInfo:
@@ -69,16 +75,28 @@ class _Entry:
         return RewardInfo(
             name=self.name,
             summary=summary,
-            parameters=self.parameters,
+            parameters=self.parameters.describe(),
             description="\n\n".join(filter(None, (rest.strip(), arguments.strip()))),
         )
 
     def build(self, arguments: Mapping[str, Any]) -> Reward:
-        try:
-            checked = _arguments.check(self.source, arguments, keyword_only=not self.is_class)
+        with self._named_in_errors():
+            checked = self.parameters.check(arguments)
             return self.source(**checked) if self.is_class else self.wrap(checked)
+
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        with self._named_in_errors():
+            checked = self.parameters.check(arguments)
+            if self.pure:
+                self.source(**checked)
+
+    @contextlib.contextmanager
+    def _named_in_errors(self) -> Iterator[None]:
+        try:
+            yield
         except (TypeError, ValueError) as error:
-            raise RewardSpecError(f"reward {self.name!r}: {error}") from error
+            problem = error.problem if isinstance(error, RewardSpecError) else str(error)
+            raise RewardSpecError(f"reward {self.name!r}: {error}", problem=problem) from error
 
     def wrap(self, arguments: Mapping[str, Any]) -> Reward:
         """Return the reward that a function makes."""
@@ -93,7 +111,12 @@ _plugins_loaded = False
 
 
 def register(
-    name: str, *, group: bool = False, timeout: float | None = DEFAULT_TIMEOUT, process: bool = False
+    name: str,
+    *,
+    group: bool = False,
+    timeout: float | None = DEFAULT_TIMEOUT,
+    process: bool = False,
+    pure: bool = False,
 ) -> Callable[[_T], _T]:
     """Return a decorator that makes a reward available by name and leaves it as it is.
 
@@ -107,6 +130,8 @@ def register(
         timeout: Seconds that one call of the function may take, None for no limit.
         process: Whether the function runs in a process of its own, which is killed when it takes too long. A thread,
             the default for sync functions, can only be left behind then.
+        pure: Of a class, that its constructor looks at its arguments and takes nothing that `Reward.aclose` would have
+            to give back. `check` calls it then, and so finds wrong what it refuses.
 
     Raises:
         RewardSpecError: The name is not usable or belongs to another reward, or the object is no reward.
@@ -115,14 +140,16 @@ def register(
         raise RewardSpecError(f"{name!r} is no name for a reward: use letters, digits, '_', '.' and '-'")
 
     def decorate(source: _T) -> _T:
-        entry = _Entry(name, source, group, timeout, process)
+        entry = _Entry(name, source, group, timeout, process, pure)
         if isinstance(source, type):
             if not issubclass(source, Reward):
                 raise RewardSpecError(f"{source.__name__} cannot be reward {name!r}: it is no subclass of Reward")
-            if entry != _Entry(name, source):
+            if entry != _Entry(name, source, pure=pure):
                 raise RewardSpecError(f"group, timeout and process are for functions, not for {source.__name__}")
         elif not callable(source):
             raise RewardSpecError(f"{source!r:.80} cannot be reward {name!r}: it is no Reward subclass and no function")
+        elif pure:
+            raise RewardSpecError("pure is for classes: a function is called when there is something to judge")
         else:
             entry.wrap({})  # refuses what cannot be called with one argument
             try:
@@ -169,6 +196,19 @@ def build(spec: RewardSpec) -> Reward:
     )
 
 
+def check(spec: str | Mapping[str, Any]) -> None:
+    """Refuse a specification by name that `build` would refuse, as far as that can be told without making the reward.
+
+    A reward is made for a run, and closed after it. So this looks at the name, and at the arguments by the signature;
+    only constructors of classes that are registered as ``pure`` are called.
+
+    Raises:
+        RewardSpecError: There is no such reward, or it does not take these arguments. The message says what there is.
+    """
+    name, arguments = parse(spec)
+    _find(name).check(arguments)
+
+
 def parse(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the name and the arguments in a specification, neither of them checked yet.
 
@@ -206,7 +246,7 @@ def argument_schemas(name: str) -> dict[str, dict[str, Any]]:
         RewardSpecError: No reward is called so.
     """
     entry = _find(name)
-    return _arguments.schemas(entry.source, entry.info.description, keyword_only=not entry.is_class)
+    return entry.parameters.schemas(entry.info.description)
 
 
 def available() -> list[RewardInfo]:

@@ -27,7 +27,7 @@ _AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {
 }
 
 
-@register("reward_model")
+@register("reward_model", pure=True)
 class RewardModel(PointwiseReward):
     """Reward what a trained reward model says; it is as good an oracle as its training made it.
 

@@ -19,7 +19,7 @@ from rewards.voting import VotingReward
 _EXTRACTORS: dict[str, Callable[[str], str | None]] = {"answer": extract_answer, "choice": extract_choice}
 
 
-@register("self_consistency")
+@register("self_consistency", pure=True)
 class SelfConsistency(VotingReward):
     """Reward 1 for the answer that most draws of the group share, 0 for others; a group reward.
 

@@ -29,7 +29,7 @@ _CELLS = 2**22
 """Most numbers of one block of a table, which keeps memory bounded: 16 MiB in float32."""
 
 
-@register("similarity")
+@register("similarity", pure=True)
 class Similarity(Reward):
     """Reward how similar a response is to the others of the group on average; a group reward for open-ended text.
 

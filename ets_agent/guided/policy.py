@@ -14,7 +14,7 @@ from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError
 from ets_agent.guided.request import EFFORTS, GuidedRequest, RequestError
 from ets_agent.guided.strict import sayable
-from rewards import RewardError, RewardSpec
+from rewards import RewardError, RewardSpec, RewardSpecError
 
 DEFAULT_REWARDS = ("self_consistency", "json_schema", "regex", "similarity")
 """What agents may choose from unless the operator says otherwise: nothing that runs code, calls a model or knows the
@@ -75,15 +75,12 @@ class RewardOffer:
             if unknown:
                 allowed = ", ".join(sorted(takes)) or "none"
                 raise ConfigError(f"reward {self.name!r} has no argument {unknown[0]!r}; allowed: {allowed}")
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Arguments without which the reward cannot be built, and which neither are fixed nor can be given."""
-        if self._registered is None:
-            return ()
-        _, fixed = self._registered
-        given = {*fixed, *self.caller_arguments}
-        return tuple(each for each in self._required if each not in given)
+            missing = [name for name in self._required if name not in (*fixed, *self.caller_arguments)]
+            if missing:
+                raise ConfigError(
+                    f"reward {self.name!r} needs {missing[0]!r}, which callers cannot give; fix it, as in "
+                    f"{registered}:{missing[0]}=…"
+                )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -139,7 +136,11 @@ class RewardOffer:
         arguments = {key: self._plain(key, value) for key, value in given.items() if value is not None}
         spec = {**fixed, **arguments, "name": name}  # In this order: no argument may turn it into another reward.
         try:
-            rewards.build(spec)  # Only to see that it can be built: until it judges something, a reward holds nothing.
+            rewards.check(spec)
+        except RewardSpecError as error:
+            # Under the offer's own name, and only with those arguments that callers may give.
+            takes = ", ".join(self._declarations[each] for each in allowed) or "no arguments"
+            raise RequestError(f"reward {self.name!r}: {error.problem} (it takes: {takes})", field="reward") from error
         except RewardError as error:
             raise RequestError(str(error), field="reward") from error
         return spec
@@ -162,6 +163,13 @@ class RewardOffer:
         if self._registered is None:
             return ()
         return tuple(each.name for each in rewards.describe(self._registered[0]).parameters if each.required)
+
+    @cached_property
+    def _declarations(self) -> Mapping[str, str]:
+        """How the arguments of the registered reward that this is are declared."""
+        if self._registered is None:
+            return {}
+        return {each.name: each.declaration for each in rewards.describe(self._registered[0]).parameters}
 
     @cached_property
     def _registered(self) -> tuple[str, dict[str, Any]] | None:

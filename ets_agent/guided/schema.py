@@ -33,7 +33,8 @@ def tool_parameters(policy: Policy, *, strict: bool = True) -> dict[str, Any]:
         "question": {"type": "string", "description": about["question"]},
         "reward": {
             "anyOf": [_offer(offer, strict=strict) for offer in policy.offers.values()],
-            "description": "How answers are judged: an object with the reward's ``name`` and its arguments."
+            "description": "How answers are judged: an object with the reward's ``name`` and its arguments, at most "
+            f"{policy.max_reward_chars} characters in all."
             + ("" if first.needs else f" By default {first.name}, without arguments."),
         },
         "effort": {

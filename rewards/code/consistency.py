@@ -24,7 +24,7 @@ _LONGEST_EXAMPLE = 1000
 _TOKEN = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|[()\[\]{}]|\n\n""")
 
 
-@register("code_consistency")
+@register("code_consistency", pure=True)
 class CodeConsistency(VotingReward):
     """Reward 1 for programs that do what most draws of the group do, 0 for others; no oracle, a group reward.
 

@@ -18,7 +18,7 @@ _CHECK = re.compile(r"^def[ \t]+check[ \t]*\(", re.MULTILINE)
 _CHECK_CALL = re.compile(r"^(?!def)[^#\n]*\bcheck[ \t]*\(", re.MULTILINE)
 
 
-@register("code_tests")
+@register("code_tests", pure=True)
 class CodeTests(PointwiseReward):
     """Reward programs by the fraction of tests that they pass; an oracle where the tests are hidden.
 

@@ -17,6 +17,7 @@ from backends import Completion, Prompt
 from backends.scripted import ScriptedBackend
 from ets_agent import GuidedReasoning, Policy, RewardOffer
 from ets_agent.adapters import openai_tools
+from ets_agent.guided.policy import _CALLER_ARGUMENTS
 from rewards import Reward, registry
 from tests.adapters.conftest import ARGUMENTS
 from tests.adapters.strict import check_tool
@@ -59,6 +60,13 @@ def odd(monkeypatch: pytest.MonkeyPatch) -> RewardOffer:
     return RewardOffer(name="odd", arguments=tuple(NAMES))
 
 
+def offered(name: str) -> RewardOffer:
+    """Return the offer of a reward in which the operator fixes what it needs and callers cannot give."""
+    theirs = _CALLER_ARGUMENTS.get(name, ())
+    needed = [each.name for each in rewards.describe(name).parameters if each.required and each.name not in theirs]
+    return RewardOffer(name=name, reward={"name": name, **dict.fromkeys(needed, "the operator's")})
+
+
 def function(policy: Policy) -> dict[str, Any]:
     reasoning = GuidedReasoning(ScriptedBackend(["a"]), policy=policy)
     tool: dict[str, Any] = openai_tools.tool(reasoning)["function"]
@@ -67,11 +75,11 @@ def function(policy: Policy) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", [info.name for info in rewards.available()])
 def test_every_reward_offered_by_name_has_a_strict_schema(name: str) -> None:
-    check_tool(function(Policy(rewards=[name])))
+    check_tool(function(Policy(rewards=[offered(name)])))
 
 
 def test_all_rewards_together_have_one() -> None:
-    check_tool(function(Policy(rewards=[info.name for info in rewards.available()])))
+    check_tool(function(Policy(rewards=[offered(info.name) for info in rewards.available()])))
 
 
 def test_arguments_of_any_type_have_one(odd: RewardOffer) -> None:
@@ -142,6 +150,6 @@ def test_without_strict_mode_arguments_are_what_they_are_and_may_be_left_out(odd
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_the_schema_is_json(odd: RewardOffer, strict: bool) -> None:
-    policy = Policy(rewards=[odd, *(info.name for info in rewards.available() if info.name != "odd")])
+    policy = Policy(rewards=[odd, *(offered(info.name) for info in rewards.available() if info.name != "odd")])
     schema = GuidedReasoning(ScriptedBackend(["a"]), policy=policy).parameters(strict=strict)
     assert json.loads(json.dumps(schema, allow_nan=False)) == schema

@@ -123,7 +123,7 @@ def test_elsewhere_it_needs_keys(ets: Ets, served: Served, tmp_path: Path) -> No
         (["--allow-reward", "code_tests:timeoutt=5"], "reward 'code_tests' has no argument 'timeoutt'; allowed: entry"),
         (
             ["--allow-reward", "llm_judge"],
-            "reward 'llm_judge' needs 'model', which callers cannot give: llm_judge:model=…",
+            "reward 'llm_judge' needs 'model', which callers cannot give; fix it, as in llm_judge:model=…",
         ),
         (["--proposal-temperature", "1"], "--proposal-temperature is 1.0, but there is no proposal"),
         (["--transport", "http", "--host", "192.0.2.7"], "192.0.2.7 can be reached from other machines"),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import rewards
 from backends import Completion
-from ets_agent import ConfigError, ETSConfig, GuidedRequest, Policy, RequestError, RewardOffer
+from backends.scripted import ScriptedBackend
+from ets_agent import ConfigError, ETSConfig, GuidedReasoning, GuidedRequest, Policy, RequestError, RewardOffer
 from ets_agent.guided.policy import _CALLER_ARGUMENTS, DEFAULT_REWARDS
 from ets_agent.guided.request import EFFORTS
 from rewards import RewardSpecError, registry
@@ -162,12 +163,76 @@ OPERATORS = {
 @pytest.mark.parametrize("name", sorted(info.name for info in rewards.available()))
 def test_of_a_reward_offered_by_name_callers_choose_what_is_about_the_task(name: str) -> None:
     takes = {parameter.name for parameter in rewards.describe(name).parameters}
-    offer = RewardOffer(name=name)
-    assert set(offer.caller_arguments) <= takes
-    for argument in takes - set(offer.caller_arguments):
+    theirs = set(_CALLER_ARGUMENTS.get(name, ()))
+    needed = [each.name for each in rewards.describe(name).parameters if each.required and each.name not in theirs]
+    offer = RewardOffer(name=name, reward={"name": name, **dict.fromkeys(needed, "the operator's")})
+    assert set(offer.caller_arguments) == theirs <= takes
+    for argument in takes - theirs:
         with pytest.raises(RequestError, match=f"takes no argument '{argument}' here"):
-            asked({"name": name, argument: None}, Policy(rewards=[name]))
+            asked({"name": name, argument: None}, Policy(rewards=[offer]))
     assert not OPERATORS & set(offer.caller_arguments)
+
+
+def test_an_offer_that_nobody_could_use_is_the_operators_mistake() -> None:
+    with pytest.raises(ConfigError, match="'llm_judge' needs 'model', which callers cannot give; fix it, as in llm"):
+        Policy(rewards=["llm_judge"])
+    with pytest.raises(ConfigError, match=r"'key' needs 'gold', which callers cannot give; .* exact_match:gold="):
+        RewardOffer(name="key", reward="exact_match", arguments=("ignore_case",))
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (
+            {"name": "judge", "rubric": 5},
+            "reward 'judge': rubric=5: Input should be a valid string (it takes: rubric: str = ",
+        ),
+        (
+            "tests",
+            "reward 'tests': missing argument 'test' (it takes: test: str | list[str], prompt: str | None = None, ",
+        ),
+        ({"name": "like", "pattern": "("}, "reward 'like': pattern '(' is no regular expression: "),
+    ],
+)
+def test_refusals_tell_of_what_callers_may_give_and_of_nothing_else(request_: Any, message: str) -> None:
+    policy = Policy(
+        rewards=[
+            RewardOffer(name="judge", reward="llm_judge:model=tiny/qwen3"),
+            RewardOffer(name="tests", reward="code_tests:sandbox=unsafe"),
+            RewardOffer(name="like", reward="regex:full=true"),
+        ]
+    )
+    with pytest.raises(RequestError) as caught:
+        asked(request_, policy)
+    assert str(caught.value).startswith(message)
+    told = str(caught.value).replace(message, "")
+    assert not any(f"{hidden}:" in told for hidden in ("model", "votes", "sandbox", "timeout", "memory_mb", "full"))
+
+
+@pytest.mark.usefixtures("_registry_restored")
+async def test_a_request_makes_its_reward_once_and_its_run_closes_it() -> None:
+    made, closed = list[Any](), list[Any]()
+
+    @rewards.register("holding")
+    class Holding(rewards.PointwiseReward):
+        def __init__(self, *, word: str) -> None:
+            made.append(self)
+
+        async def judge(self, prompt: Any, completion: Completion) -> float:
+            return 1.0
+
+        async def aclose(self) -> None:
+            closed.append(self)
+
+    policy = Policy(rewards=[RewardOffer(name="holding", arguments=("word",))])
+    with pytest.raises(RequestError, match="word=5"):
+        asked({"name": "holding", "word": 5}, policy)
+    assert asked("holding:word=a", policy) == {"name": "holding", "word": "a"}
+    assert not made
+    async with GuidedReasoning(ScriptedBackend(["a"]), policy=policy) as reasoning:
+        await reasoning("q", reward="holding:word=a")
+    assert len(made) == 1
+    assert closed == made
 
 
 def test_the_first_reward_is_the_default() -> None:

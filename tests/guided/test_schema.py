@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jsonschema
@@ -49,6 +50,12 @@ def test_what_the_schema_allows_the_tool_takes(name: str, strict: bool) -> None:
         request["reward"] = {key: value for key, value in request["reward"].items() if value is not None}  # type: ignore[attr-defined]
     jsonschema.validate(request, schema)
     reasoning.plan(request)
+
+
+def test_models_are_told_of_the_policys_own_ceiling() -> None:
+    told = tool(Policy(max_reward_chars=777)).parameters()["properties"]["reward"]
+    assert "at most 777 characters in all" in told["description"]
+    assert "100,000" not in json.dumps(told)
 
 
 def test_null_is_as_good_as_nothing_in_strict_mode() -> None:

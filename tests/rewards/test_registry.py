@@ -112,6 +112,7 @@ def test_public_names() -> None:
         "available",
         "build",
         "canonical",
+        "check",
         "describe",
         "equivalence_keys",
         "extract_answer",
@@ -427,3 +428,51 @@ class TestPlugins:
         available()
         build("self_consistency")
         assert calls == ["ets_agent.rewards"]
+
+
+class TestCheck:
+    def test_what_build_refuses_by_the_signature_is_refused(self) -> None:
+        registry.check("self_consistency:accumulate=true")
+        for spec, message in (
+            ("wisdom", "no reward is called 'wisdom'"),
+            ("math_answer", "reward 'math_answer': missing argument 'gold'"),
+            ({"name": "choice", "gold": "A", "options": "many"}, "reward 'choice': options='many'"),
+        ):
+            with pytest.raises(RewardSpecError, match=message):
+                registry.check(spec)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            "regex:pattern=(",
+            {"name": "json_schema", "schema": {"type": "nonsense"}},
+            "choice:gold=Z",
+            "exact_match:gold=",
+            {"name": "code_tests", "test": ""},
+        ],
+    )
+    def test_what_only_a_pure_constructor_finds_is_refused(self, spec: Any) -> None:
+        with pytest.raises(RewardSpecError) as checked:
+            registry.check(spec)
+        with pytest.raises(RewardSpecError) as built:
+            build(spec)
+        assert str(checked.value) == str(built.value)
+        assert checked.value.problem in str(checked.value)
+        assert "it takes" not in checked.value.problem
+
+    @pytest.mark.parametrize(("pure", "made"), [(False, 0), (True, 1)])
+    def test_other_constructors_are_not_called(self, pure: bool, made: int) -> None:
+        count = 0
+
+        @register("holding", pure=pure)
+        class Holding(Constant):
+            def __init__(self) -> None:
+                nonlocal count
+                count += 1
+
+        registry.check("holding")
+        assert count == made
+
+    def test_pure_is_for_classes(self) -> None:
+        with pytest.raises(RewardSpecError, match="pure is for classes"):
+            register("f", pure=True)(lambda completion: 0.0)

@@ -128,14 +128,14 @@ class Dialect(Protocol):
         ...
 
     async def draw(self, state: EndpointState, n: int, *, tokens: int, seed: int, logprobs: bool) -> list[Draw]:
-        """Draw n continuations of at most so many tokens; row k has the seed ``seed + k``.
+        """Draw n continuations of so many tokens; row k has the seed ``seed + k``.
 
         With one request, as far as the server has it.
 
         Args:
             state: What to continue.
             n: How many rows; 1 where sampling is greedy.
-            tokens: Most tokens of a row.
+            tokens: Most tokens of a row; where text is sent, a few more where a row would end within a character.
             seed: Of the first row.
             logprobs: Whether to tell log-probabilities.
         """

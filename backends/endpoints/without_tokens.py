@@ -85,14 +85,21 @@ class ProbedWithoutTokens(WithoutTokens):
         refuse_temperature(params)
         refuse_top_k(params)
 
-    def fields(self, state: EndpointState, n: int, *, seed: int) -> dict[str, Any]:
-        """Return what requests of all kinds have in common."""
+    def fields(self, state: EndpointState, n: int, *, seed: int, row: int = 0) -> dict[str, Any]:
+        """Return what requests of all kinds have in common.
+
+        Args:
+            state: What is continued.
+            n: How many rows are asked for.
+            seed: Of the first row of all.
+            row: Which of them is asked for first.
+        """
         return {
             "model": self.model,
             **({"n": n} if n > 1 else {}),
             **sampling_fields(state.params),
             **self.neutral,
-            **({"seed": seed % self.seeds} if self.seeds is not None else {}),
+            **({"seed": seed % self.seeds + row} if self.seeds is not None else {}),
         }
 
     async def aclose(self) -> None:
@@ -107,7 +114,7 @@ class ProbedWithoutTokens(WithoutTokens):
 def as_draw(raw: str, choice: Choice, stop: tuple[str, ...]) -> Draw:
     """Return a choice as a continuation of a text.
 
-    A character that is not complete is left out, and drawn again. A stop string that began in the text before is seen
+    A character that is not complete is left out. A stop string that began in the text before is seen
     here only.
     """
     if choice.error is not None:

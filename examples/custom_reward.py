@@ -3,6 +3,7 @@
 The reward here is a verifier: it reads the working of an arithmetic problem and checks every equation in it. It needs
 no key, so unlike ``math_answer`` it may guide a real question.
 
+    pip install -e ".[local]"
     python examples/custom_reward.py
 """
 

@@ -1,5 +1,6 @@
 """The main job, on a model that ships with the package: word problems solved with ETS, against plain sampling.
 
+    pip install -e ".[local]"
     python examples/demo.py
 
 No download, no key, no GPU. `ets solve` and `ets eval` do the same from the command line.

@@ -1,8 +1,11 @@
 """A FastAPI application of one's own that awaits guided completions, on the embedded model.
 
+    pip install -e ".[local,server]"
     python examples/fastapi_app.py
-    curl -d '{"question": "Leo has 9 eggs. Leo finds 12 more. How many eggs does Leo have?"}' \
-        -H 'Content-Type: application/json' http://127.0.0.1:8080/answer
+    curl http://127.0.0.1:8080/answer -H 'Content-Type: application/json' -d '{"question":
+        "Iris has 4 packs with 95 eggs in each. Iris loses 213 of them. How many eggs does Iris have now?"}'
+
+It answers 167. The embedded model only knows word problems like this one.
 
 The model is opened once, when the application starts. A question costs one await; other requests are served meanwhile.
 A client that hangs up ends the work on its question.
@@ -21,7 +24,7 @@ from fastapi import FastAPI, HTTPException, Request
 from pydantic import BaseModel, Field
 
 from backends import QueueFullError
-from ets_agent import GuidedReasoning, Policy
+from ets_agent import GuidedReasoning, Policy, RequestError
 
 T = TypeVar("T")
 
@@ -60,6 +63,8 @@ async def answer(request: Request, question: Question) -> Reply:
         found = await while_connected(request, reasoning(question.question, effort=question.effort))
     except QueueFullError as error:
         raise HTTPException(429, "too many questions at once", headers={"Retry-After": "1"}) from error
+    except RequestError as error:  # An empty question, or one too long for the model, is the caller's mistake.
+        raise HTTPException(422, str(error)) from error
     return Reply(answer=found.answer, confidence=found.confidence, cut_short=found.cut_short)
 
 

@@ -3,6 +3,7 @@
 Runs offline: the agent's own model is a fake chat model that calls the tool once. For a real one, take any chat model
 that knows tools, such as ``ChatOpenAI(…)``. The tool reasons with the embedded model.
 
+    pip install -e ".[local,langchain]" langgraph
     python examples/langgraph_agent.py
 """
 
@@ -22,7 +23,7 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from ets_agent import ETSConfig, GuidedReasoning
 from ets_agent.adapters import langchain
 
-QUESTION = "Ada has 4 boxes with 25 cards in each. Ada gives 30 to Leo. How many cards does Ada have now?"
+QUESTION = "Olga has 342 marbles. Olga gives 218 to Rosa. Olga finds 117 more. How many marbles does Olga have now?"
 
 
 class StandIn(BaseChatModel):

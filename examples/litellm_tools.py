@@ -4,6 +4,7 @@ Schema and dispatcher are those for OpenAI's client. Runs offline: the agent's o
 tool once (`stand_in.py`). For a real one, leave ``api_base`` and ``api_key`` out and give a model's name, such as
 ``anthropic/…``. The tool reasons with the embedded model.
 
+    pip install -e ".[local,litellm]"
     python examples/litellm_tools.py
 """
 
@@ -23,7 +24,7 @@ os.environ.setdefault(
 )  # Importing litellm asks the network for prices otherwise.
 import litellm
 
-QUESTION = "Ada has 4 boxes with 25 cards in each. Ada gives 30 to Leo. How many cards does Ada have now?"
+QUESTION = "Olga has 342 marbles. Olga gives 218 to Rosa. Olga finds 117 more. How many marbles does Olga have now?"
 
 
 async def main() -> None:

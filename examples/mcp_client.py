@@ -1,8 +1,9 @@
 """Call guided reasoning as an agent's host does: start ``ets mcp``, list its tools, call one, and watch its progress.
 
-It runs offline, on the embedded model.
+It runs offline, on the embedded model, which only knows word problems like these.
 
-    python examples/mcp_client.py "Mia has 6 boxes with 45 shells in each. Mia gives 95 to Leo. How many are left?"
+    pip install -e ".[local,mcp]"
+    python examples/mcp_client.py
 """
 
 from __future__ import annotations
@@ -18,10 +19,7 @@ from mcp_types import CallToolResult
 
 from ets_agent import GuidedAnswer
 
-QUESTION = (
-    "Mia has 6 boxes with 45 shells in each. Mia gives 95 to Leo. Mia shares them equally among 7 people, Mia "
-    "included. Mia finds 130 more. How many shells does Mia have now?"
-)
+QUESTION = "Olga has 342 marbles. Olga gives 218 to Rosa. Olga finds 117 more. How many marbles does Olga have now?"
 ETS = Path(sys.executable).parent / "ets"
 
 

@@ -3,6 +3,7 @@
 Runs offline: the agent's own model is the SDK's scripted model, which calls the tool once. For a real one, leave
 ``model=`` out or give a model's name. The tool reasons with the embedded model.
 
+    pip install -e ".[local,openai-agents]"
     python examples/openai_agents_sdk.py
 """
 
@@ -18,7 +19,7 @@ from agents.testing import ModelStep, ScriptedModel, assistant_message, function
 from ets_agent import ETSConfig, GuidedReasoning
 from ets_agent.adapters import openai_agents
 
-QUESTION = "Ada has 4 boxes with 25 cards in each. Ada gives 30 to Leo. How many cards does Ada have now?"
+QUESTION = "Olga has 342 marbles. Olga gives 218 to Rosa. Olga finds 117 more. How many marbles does Olga have now?"
 
 
 def last_words(call: Any) -> Any:

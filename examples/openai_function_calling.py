@@ -3,6 +3,7 @@
 Runs offline: the agent's own model is a stand-in that calls the tool once (`stand_in.py`). For a real one, take
 ``AsyncOpenAI()`` and a model's name, and leave the rest as it is. The tool reasons with the embedded model.
 
+    pip install -e ".[local]"
     python examples/openai_function_calling.py
 """
 
@@ -17,7 +18,7 @@ from openai import AsyncOpenAI
 from ets_agent import ETSConfig, GuidedReasoning
 from ets_agent.adapters import openai_tools
 
-QUESTION = "Ada has 4 boxes with 25 cards in each. Ada gives 30 to Leo. How many cards does Ada have now?"
+QUESTION = "Olga has 342 marbles. Olga gives 218 to Rosa. Olga finds 117 more. How many marbles does Olga have now?"
 
 
 async def main() -> None:

@@ -3,6 +3,7 @@
 Runs offline: the agent's own model is a function that calls the tool once. For a real one, give a model's name in its
 place, such as ``"openai:…"``. The tool reasons with the embedded model.
 
+    pip install -e ".[local,pydantic-ai]"
     python examples/pydantic_ai_agent.py
 """
 
@@ -18,7 +19,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from ets_agent import ETSConfig, GuidedReasoning
 from ets_agent.adapters import pydantic_ai
 
-QUESTION = "Ada has 4 boxes with 25 cards in each. Ada gives 30 to Leo. How many cards does Ada have now?"
+QUESTION = "Olga has 342 marbles. Olga gives 218 to Rosa. Olga finds 117 more. How many marbles does Olga have now?"
 
 
 def respond(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:

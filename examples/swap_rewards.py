@@ -2,6 +2,7 @@
 
 The operator here offers a vote, a verifier of its own, and tests in a sandbox; nothing else can be asked for.
 
+    pip install -e ".[local]"
     python examples/swap_rewards.py
 """
 
@@ -38,7 +39,7 @@ POLICY = Policy(
 
 TASKS = {
     "a vote": {
-        "question": "Ada has 4 boxes with 25 cards in each. Ada gives 30 to Leo. How many cards does Ada have now?",
+        "question": "Iris has 4 packs with 95 eggs in each. Iris loses 213 of them. How many eggs does Iris have now?",
         "reward": "self_consistency",
     },
     "a verifier of the operator's": {

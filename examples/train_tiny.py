@@ -1,5 +1,6 @@
 r"""Train the two embedded models from nothing but generated word problems.
 
+    pip install -e ".[local]"
     python examples/train_tiny.py reference --out clean --steps 6000 --batch-size 32
     python examples/train_tiny.py reference --out backends/models/qwen3 --init clean --steps 600 --batch-size 32 \
         --lr 5e-4 --slips 0.12 --seed 1

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,19 @@ def test_custom_rewards_are_swapped_and_combined() -> None:
     assert all(re.fullmatch(r".+: #### \d+, reward [01]\.\d\d", line) for line in lines)
 
 
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "stand_in.py")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_example_says_what_to_install_and_is_in_the_index(script: str) -> None:
+    text = (EXAMPLES / script).read_text(encoding="utf-8")
+    (extras,) = re.findall(r'^    pip install -e "\.\[([a-z,-]+)\]".*\n    python examples/', text, re.MULTILINE)
+    known = tomllib.loads((EXAMPLES.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(extras.split(",")) <= set(known["project"]["optional-dependencies"])
+    (row,) = re.findall(rf"^\| \[{script}\]\({script}\).*$", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
+    assert f"`{extras}`" in row
+
+
 AGENTS = [
     "openai_function_calling.py",
     "openai_agents_sdk.py",
@@ -71,8 +85,8 @@ def test_an_agent_of_every_framework_uses_the_tool(script: str) -> None:
     done = run(script)
     assert done.returncode == 0, done.stderr
     told, said = done.stdout.splitlines()
-    assert json.loads(told.removeprefix("the tool said "))["answer"] == "70"
-    assert said.startswith("The answer is 70 (confidence ")
+    assert json.loads(told.removeprefix("the tool said "))["answer"] == "241"
+    assert said.startswith("The answer is 241 (confidence ")
     assert done.stderr == ""
 
 
@@ -80,7 +94,7 @@ def test_one_tool_serves_tasks_with_rewards_of_their_own() -> None:
     done = run("swap_rewards.py")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("a vote: 70, reward 1.00, confidence ")
+    assert lines[0].startswith("a vote: 167, reward 1.00, confidence ")
     assert lines[1].startswith("a verifier of the operator's: #### 175, reward 1.00, confidence ")
     assert lines[2].startswith(("tests in a sandbox: 7 * 12, reward 1.00, ", "no tests in a sandbox here: "))
     assert lines[3].startswith("what is not on offer: reward 'llm_judge' is not allowed here; allowed: self_consist")

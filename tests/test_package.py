@@ -53,6 +53,15 @@ def test_the_version_is_the_distributions() -> None:
     assert importlib.metadata.version("ets-agent") == ets_agent.__version__
 
 
+def test_the_package_runs_as_the_command_ets() -> None:
+    commands = [sys.executable, "-m", "ets_agent"], [str(Path(sys.executable).parent / "ets")]
+    module, script = (
+        subprocess.run([*command, "models"], capture_output=True, text=True, check=True).stdout for command in commands
+    )
+    assert "tiny/qwen3" in module
+    assert module == script
+
+
 def test_importing_is_quick_and_light() -> None:
     program = (
         "import sys, time; began = time.process_time(); import ets_agent, rewards, backends;"

@@ -20,7 +20,7 @@ def test_the_client_shows_progress_and_the_answer() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "step 1 of 4: drawing and judging candidates" in done.stdout
-    assert "Answer      155" in done.stdout
+    assert "Answer      241" in done.stdout
 
 
 def test_the_client_shows_why_a_request_is_refused() -> None:

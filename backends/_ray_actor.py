@@ -7,6 +7,7 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -193,7 +194,9 @@ class ActorBackend(BackendContext):
             try:
                 value = await answer
             except asyncio.CancelledError:
-                ray.cancel(answer)
+                if ray.is_initialized():  # Otherwise that would start a cluster.
+                    with suppress(RayError):  # The actor is gone, and the call with it.
+                        ray.cancel(answer)
                 raise
         except RayTaskError as error:
             raise BackendError(f"{method} failed in a replica of {self.name}: {error.cause or error}") from error

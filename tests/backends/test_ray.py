@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from backends import (
     Backend,
     BackendClosedError,
     BackendError,
+    Capabilities,
     Completion,
     ContextLengthError,
     EndpointError,
@@ -35,7 +37,7 @@ from backends import (
     State,
     UnknownModelError,
 )
-from backends._ray_replica import Failure, Origin, Parcel, Replica, StateError
+from backends._ray_replica import Description, Failure, Origin, Parcel, Replica, StateError
 from backends.local import LocalBackend
 from ets_agent import ETS, Result
 from rewards import Reward
@@ -288,6 +290,35 @@ async def test_cancelling_a_call_drops_its_rows_in_the_actor(shared: RayBackend)
     await until(lambda: _is(lambda: rows_of(actor), 0), seconds=20.0)
     assert [(member.rows, member.healthy) for member in shared._roster.members] == [(0, True)] * 2
     assert await shared.rollout([start], 1, seed=0), "the actor goes on"
+
+
+@pytest.mark.parametrize("connected", [True, False])
+async def test_a_cancelled_call_is_cancelled_also_where_the_actor_cannot_be_told(
+    connected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backends._ray_actor import ActorBackend
+
+    asked = asyncio.Event()
+    told: list[Any] = []
+
+    class Call:
+        def remote(self, *arguments: Any) -> asyncio.Future[Any]:
+            asked.set()
+            return asyncio.get_running_loop().create_future()
+
+    def cancel(answer: Any) -> None:
+        told.append(answer)
+        raise ray.exceptions.RaySystemError("the actor is gone")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: connected)
+    monkeypatch.setattr(ray, "cancel", cancel)
+    backend = ActorBackend(SimpleNamespace(call=Call()), Description("m", Capabilities(), None))
+    call = asyncio.create_task(backend.begin("q", max_tokens=4, params=PLAIN))
+    await asked.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert len(told) == connected, "to tell Ray without a connection would start a cluster"
 
 
 async def test_a_run_that_times_out_leaves_nothing_in_the_actor(shared: RayBackend) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 
+from backends._pool_late import LateBackend
 from backends.base import Backend
 from backends.errors import BackendError, EndpointError, UnusableDrawError
 from backends.limits import is_number
@@ -130,7 +131,7 @@ class Roster:
     """
 
     def __init__(self, backends: Sequence[Backend], waits: Waits) -> None:
-        """Everyone is healthy."""
+        """Everyone is healthy but those that have yet to join."""
         names = [backend.name for backend in backends]
         labels = (
             names
@@ -141,6 +142,10 @@ class Roster:
         self.members = [Member(backend, label) for backend, label in zip(backends, labels, strict=True)]
         self._waits = waits
         self._turn = 0
+        for member in self.members:
+            if isinstance(member.backend, LateBackend):
+                member.failures = 1
+                member.until = monotonic() + self._wait(member)
 
     def choose(
         self, tried: Collection[Member] = (), *, probe: bool = False, home: Member | None = None

@@ -7,16 +7,16 @@ import difflib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from backends._pool_opening import connect_pool
 from backends.base import Backend
-from backends.concurrency import FirstFailure
 from backends.endpoints import addresses
 from backends.errors import BackendError, MissingExtraError, UnknownModelError
-from backends.pool import Pool
 
 _EMBEDDED = {"tiny/qwen3": "qwen3", "tiny/qwen3-small": "qwen3-small"}
 
@@ -49,7 +49,8 @@ def load(name: str, **options: Any) -> Backend:
             - ``tiny/…``: a model that ships with the package (`available` lists them).
             - ``hf/ID_OR_PATH``: any causal language model from the Hugging Face hub or a folder.
             - ``vllm/MODEL@URL``: a vLLM server, by default ``http://localhost:8000/v1``; the key is that of
-              ``VLLM_API_KEY``. Several addresses, with commas between them, make a `Pool`.
+              ``VLLM_API_KEY``. Several addresses, with commas between them, make a `Pool`; servers that are down join
+              it later, unless all are.
             - ``openai/MODEL`` or ``openai/MODEL@URL``: any server that speaks OpenAI's protocol; the key is that of
               ``OPENAI_API_KEY``, the address that of ``OPENAI_BASE_URL``, or OpenAI's own.
             - ``litellm/PROVIDER/MODEL``: any provider of litellm, with the keys that it reads from the environment.
@@ -131,19 +132,10 @@ async def _connect_servers(kind: str, rest: str, options: dict[str, Any]) -> Bac
     connect_one = connect_vllm if kind == "vllm" else connect_openai
     if len(urls) < 2:
         return await connect_one(model, urls[0] if urls else None, name=name, **options)
-    tasks: list[asyncio.Task[OpenAIBackend]] = []
-    try:
-        async with FirstFailure() as group:
-            tasks += [
-                group.create_task(connect_one(model, url, name=addresses.shown(f"{kind}/{model}@{url}"), **options))
-                for url in urls
-            ]
-        return Pool([task.result() for task in tasks])
-    except BaseException:
-        for task in tasks:
-            if not task.cancelled() and task.exception() is None:
-                await task.result().aclose()
-        raise
+    names = [addresses.shown(f"{kind}/{model}@{url}") for url in urls]
+    return await connect_pool(
+        [(name, partial(connect_one, model, url, name=name, **options)) for name, url in zip(names, urls, strict=True)]
+    )
 
 
 def _load_litellm(model: str, options: dict[str, Any]) -> Backend:

@@ -8,7 +8,8 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -55,14 +56,18 @@ class Turnstile:
     def _check_line(self) -> None:
         """Raise an error if nobody else may wait."""
 
-    async def _enter(self, size: int = 1, *, rank: int = 0) -> None:
-        """Take room, once there is some and all have theirs who asked before, or have a lower rank."""
+    async def _enter(self, size: int = 1, *, rank: int = 0, begun: bool = False) -> None:
+        """Take room, once there is some and all have theirs who asked before, or have a lower rank.
+
+        What was ``begun`` may always wait.
+        """
         loop = asyncio.get_running_loop()
         with self._lock:
             if not self._line and self._take(size):
                 return
-            self._check_line()
-            waiter = _Waiter(loop, size, (rank, next(self._tickets)))
+            if not begun:
+                self._check_line()
+            waiter = _Waiter(loop, size, (rank, next(self._tickets)), begun=begun)
             bisect.insort(self._line, (*waiter.place, waiter))
             self._move_up()  # The collector may have made room since that was asked.
         try:
@@ -129,13 +134,15 @@ class Turnstile:
 class _Waiter:
     """One task's wait.
 
-    ``entered`` says whether it was let in already, ``woken`` that it has heard of it, ``gone`` that it waits no more.
+    ``begun`` says whether it goes on with something that was begun, ``entered`` whether it was let in already,
+    ``woken`` that it has heard of it, ``gone`` that it waits no more.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, size: int, place: tuple[int, int]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, size: int, place: tuple[int, int], *, begun: bool) -> None:
         self.loop = loop
         self.size = size
         self.place = place
+        self.begun = begun
         self.woken: asyncio.Future[None] = loop.create_future()
         self.entered = False
         self.gone = False
@@ -154,7 +161,8 @@ class Limiter(Turnstile):
 
     Args:
         max_concurrency: Number of places.
-        max_queue: Most who may wait for a place; None for any number, 0 for nobody.
+        max_queue: Most who may wait for a place; None for any number, 0 for nobody. What has been begun always may, and
+            does not count: an endpoint refuses further responses, and finishes those that it has begun.
 
     Raises:
         BackendError: A number is out of its range.
@@ -179,32 +187,37 @@ class Limiter(Turnstile):
     async def map(self, call: Callable[[A], Coroutine[Any, Any, R]], items: Sequence[A], *, rank: int = 0) -> list[R]:
         """Call something with each item, in a place each; the first to fail cancels the others, and is what is raised.
 
-        A call is made when there is a place for it; until then it is only its argument, for tasks and frames in the
-        tens of thousands keep the garbage collector busy.
+        The items are work that was begun, so none is refused, however many wait. A call is made when there is a place
+        for it; until then it is only its argument, for tasks and frames in the tens of thousands keep the garbage
+        collector busy.
 
         Args:
             call: What to await.
             items: Its arguments.
             rank: Those with lower ones go first.
-
-        Raises:
-            QueueFullError: There is no place, and as many wait already as may.
         """
         if len(items) == 1:
-            await self._enter(rank=rank)
-            try:
+            async with self.place(rank=rank, begun=True):
                 return [await call(items[0])]
-            finally:
-                self._leave()
         tasks: list[asyncio.Task[R]] = []
         async with FirstFailure() as group:
             for item in items:
-                await self._enter(rank=rank)
+                await self._enter(rank=rank, begun=True)
                 task = group.create_task(call(item))
                 # Not within the task: one that is cancelled before its first step never runs at all.
                 task.add_done_callback(lambda _: self._leave())
                 tasks.append(task)
         return [task.result() for task in tasks]
+
+    def place(self, *, rank: int = 0, begun: bool = False) -> AbstractAsyncContextManager[None]:
+        """Return a place, to be taken by ``async with``.
+
+        Args:
+            rank: Those with lower ones go first.
+            begun: Whether something goes on that was begun; otherwise entering raises `QueueFullError` where as many
+                wait already as may.
+        """
+        return _Place(self, rank, begun)
 
     async def __aenter__(self) -> None:
         """Take a place.
@@ -230,11 +243,29 @@ class Limiter(Turnstile):
         self._active -= size
 
     def _check_line(self) -> None:
-        if self.max_queue is not None and len(self._line) >= self.max_queue:
+        if self.max_queue is None:
+            return
+        waiting = sum(not waiter.begun for _, _, waiter in self._line)
+        if waiting >= self.max_queue:
             raise QueueFullError(
-                f"{self._active} calls are under way and {len(self._line)} wait already, as many as may "
+                f"{self._active} calls are under way and {waiting} wait already, as many as may "
                 f"(max_concurrency={self.max_concurrency}, max_queue={self.max_queue}); try again later"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Place(AbstractAsyncContextManager[None]):
+    limiter: Limiter
+    rank: int
+    begun: bool
+
+    async def __aenter__(self) -> None:
+        await self.limiter._enter(rank=self.rank, begun=self.begun)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.limiter._leave()
 
 
 class Limited(BackendWrapper):

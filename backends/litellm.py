@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from backends.base import Prompt, SamplingParams, State
 from backends.endpoints.addresses import credentials, shown, valid
 from backends.endpoints.backend import EndpointBackend
 from backends.endpoints.by_litellm import LiteLLMDialect, parameters
@@ -77,6 +78,7 @@ class LiteLLMBackend(EndpointBackend):
         name = name or f"litellm/{model}"
         key = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
         known = parameters(model)
+        self._places = max_concurrency if isinstance(max_concurrency, Limiter) else Limiter(max_concurrency)
         client = LiteLLMClient(
             name,
             {**extra, "model": model, "api_key": key, "api_base": api_base},
@@ -86,9 +88,19 @@ class LiteLLMBackend(EndpointBackend):
                 secrets=[*([key] if key else []), *secrets_of(extra)],
             ),
             retries=retries if retries is not None else RetryPolicy(deadline=2 * timeout),
-            limiter=max_concurrency if isinstance(max_concurrency, Limiter) else Limiter(max_concurrency),
+            limiter=self._places,
             timeout=timeout,
         )
         dialect = LiteLLMDialect(client, name=name, parameters=known, claude="claude" in model.lower())
         # A draw may need several requests, so it is the requests that are limited, and not the draws.
         super().__init__(dialect, name=name, limiter=Limiter(sys.maxsize))
+
+    @property
+    def limiter(self) -> Limiter:
+        """The places for its requests."""
+        return self._places
+
+    async def begin(self, prompt: Prompt, *, max_tokens: int, params: SamplingParams) -> State:
+        """Return the empty response to a prompt; see `EndpointBackend.begin`. It takes a place, but sends nothing."""
+        async with self._places:
+            return await super().begin(prompt, max_tokens=max_tokens, params=params)

@@ -97,6 +97,7 @@ class EndpointBackend(BackendContext):
         Raises:
             CapabilityError: The server would not follow the sampling parameters.
             EndpointError: The server cannot be reached.
+            QueueFullError: As many wait already to begin as may; what was begun is never refused.
         """
         self._dialect.check_open()
         check_prompt(prompt)
@@ -110,7 +111,8 @@ class EndpointBackend(BackendContext):
                 "temperature 1 without truncation only; with vLLM, start the server without --logprobs-mode"
             )
         begun = next(_begun)
-        (encoded,) = await self._limiter.map(self._dialect.encode, [prompt], rank=begun)
+        async with self._limiter.place(rank=begun):
+            encoded = await self._dialect.encode(prompt)
         # A server scores a response of the whole budget only where it could draw one token more.
         reserved = int(self._scoring.possible(params))
         if self._dialect.context is not None and len(encoded) + max_tokens + reserved > self._dialect.context:

@@ -135,7 +135,6 @@ class LiteLLMClient:
             CapabilityError: The provider does not take one of the arguments.
             ContextLengthError: The provider finds it too long.
             BackendClosedError: The client is closed.
-            QueueFullError: Too many requests are waiting already.
         """
         number = f"ets-{uuid.uuid4().hex[:16]}"
         tries = 0
@@ -145,7 +144,7 @@ class LiteLLMClient:
             tries += 1
             return await self._once(body, read, f"{number}-{tries}")
 
-        async with self._limiter:
+        async with self._limiter.place(begun=True):
             return await self._retries.call(once, what=f"{self._name} [{number}]")
 
     async def aclose(self) -> None:

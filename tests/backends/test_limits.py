@@ -6,6 +6,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import hypothesis
@@ -16,6 +17,7 @@ from backends import BackendError, Pool, QueueFullError, SamplingParams
 from backends.limits import Limited, Limiter
 from backends.openai import OpenAIBackend
 from backends.scripted import ScriptedBackend
+from ets_agent import ETS, Result
 from tests.fake_server import FakeServer, ScriptedModel
 
 PLAIN = SamplingParams()
@@ -30,15 +32,17 @@ async def _turns(times: int = 5) -> None:
 class Job:
     """A task that takes a place and keeps it until it is told to leave."""
 
-    def __init__(self, limiter: Limiter, log: list[Any] | None = None, name: Any = None) -> None:
+    def __init__(
+        self, place: AbstractAsyncContextManager[None], log: list[Any] | None = None, name: Any = None
+    ) -> None:
         self.inside = False
         self.leave = asyncio.Event()
         self._log = log
         self._name = name
-        self.task = asyncio.create_task(self._work(limiter))
+        self.task = asyncio.create_task(self._work(place))
 
-    async def _work(self, limiter: Limiter) -> None:
-        async with limiter:
+    async def _work(self, place: AbstractAsyncContextManager[None]) -> None:
+        async with place:
             self.inside = True
             if self._log is not None:
                 self._log.append(self._name)
@@ -143,6 +147,28 @@ async def test_calls_over_items_begin_as_there_are_places_and_keep_their_order()
     assert await work == ["A", "B", "C"]
     assert (limiter.active, limiter.waiting) == (0, 0)
     assert await limiter.map(calls, []) == []
+
+
+async def test_what_was_begun_waits_however_full_the_queue_is_and_keeps_nobody_out_of_it() -> None:
+    limiter, calls = Limiter(2, max_queue=1), Calls()
+    work = [asyncio.create_task(limiter.map(calls, ["a", "b", "c", "d"])) for _ in range(2)]
+    await _turns()
+    assert (limiter.active, limiter.waiting) == (2, 2), "of each call, one item asks for a place"
+    newcomer = Job(limiter)
+    await _turns()
+    with pytest.raises(QueueFullError, match="2 calls are under way and 1 wait already"):
+        await limiter.__aenter__()
+    with pytest.raises(QueueFullError):
+        async with limiter.place():
+            raise AssertionError
+    work.append(asyncio.create_task(limiter.map(calls, ["e"])))
+    going_on = Job(limiter.place(begun=True))
+    await _turns()
+    assert limiter.waiting == 5
+    calls.go_on.set()
+    await _finish(newcomer, going_on)
+    assert await asyncio.gather(*work) == [["A", "B", "C", "D"]] * 2 + [["E"]]
+    assert (limiter.active, limiter.waiting) == (0, 0)
 
 
 @pytest.mark.parametrize("items", [["bad"], ["a", "bad", "c"]])
@@ -550,6 +576,40 @@ async def test_a_place_that_is_given_back_while_nobody_could_be_let_in_is_not_fo
     assert first.inside
     await _finish(first, second)
     assert (limiter.active, limiter.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "completions_no_n"])
+@pytest.mark.parametrize(("max_queue", "runs"), [(0, 1), (0, 6), (1, 6), (3, 6)])
+async def test_an_endpoint_finishes_the_responses_that_it_has_begun(kind: Any, max_queue: int, runs: int) -> None:
+    with FakeServer(ScriptedModel([f"w{i} a b c d e f g h{i}" for i in range(20)]), profile=kind) as server:
+        limiter = Limiter(2, max_queue=max_queue)
+        async with await OpenAIBackend.connect("scripted", server.base_url, max_concurrency=limiter) as backend:
+            ets = ETS(backend, "self_consistency", num_candidates=8, num_rollouts=2, num_steps=3, max_tokens=9)
+            known = server.records.total
+            results = await ets.complete_many(["q?"] * runs, concurrency=runs, seed=0, num_chains=2, timeout=60)
+    refused = [result for result in results if isinstance(result, QueueFullError)]
+    assert len([result for result in results if isinstance(result, Result)]) == runs - len(refused)
+    # With vLLM, to begin is a request, and all ask for it before the first one is answered; elsewhere it is none.
+    assert len(refused) == (max(0, runs - 2 - max_queue) if kind == "vllm" else 0)
+    assert len([one for one in server.records.all()[known:] if one.path == "/tokenize"]) == (
+        runs - len(refused) if kind == "vllm" else 0
+    )
+    assert (limiter.active, limiter.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "completions", "completions_no_n", "chat"])
+async def test_an_endpoint_without_a_free_place_begins_nothing_and_goes_on_later(kind: Any) -> None:
+    with FakeServer(ScriptedModel(["one two three four"]), profile=kind) as server:
+        limiter = Limiter(2, max_queue=0)
+        async with await OpenAIBackend.connect("scripted", server.base_url, max_concurrency=limiter) as backend:
+            start = await backend.begin("q?", max_tokens=4, params=PLAIN)
+            async with limiter, limiter:
+                with pytest.raises(QueueFullError):
+                    await backend.begin("q?", max_tokens=4, params=PLAIN)
+                drawing = asyncio.create_task(backend.rollout([start, start], 3, seed=0))
+                await _turns()
+                assert limiter.waiting == 1
+            assert [len(group) for group in await drawing] == [3, 3]
 
 
 async def test_one_limiter_around_a_backend_and_within_it_is_refused() -> None:

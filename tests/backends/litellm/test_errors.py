@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from backends import BackendError, CapabilityError, ContextLengthError, EndpointError, MissingExtraError
+from backends import BackendError, CapabilityError, ContextLengthError, EndpointError, MissingExtraError, QueueFullError
 from backends.endpoints.litellm_client import litellm
-from backends.limits import Limiter
+from backends.limits import Limited, Limiter
 from backends.litellm import LiteLLMBackend
 from backends.retries import RetryPolicy
 from tests.fake_server import FakeServer, Fault, FaultPlan, Kind, ScriptedModel
@@ -292,6 +292,24 @@ async def test_a_limiter_holds_for_requests_and_is_shared_by_backends(model: str
             await asyncio.gather(*(draws(backend, 1) for backend in (one, two) * 5))
         assert server.records.most_active == 2
     assert limiter.active == 0
+
+
+async def test_a_full_queue_refuses_responses_before_they_are_begun_and_nothing_later(
+    server: FakeServer, model: str
+) -> None:
+    limiter = Limiter(1, max_queue=0)
+    async with at(server, model, max_concurrency=limiter) as backend:
+        state = await backend.begin("a question", max_tokens=4, params=PLAIN)
+        async with limiter:
+            with pytest.raises(QueueFullError):
+                await backend.begin("a question", max_tokens=4, params=PLAIN)
+            drawing = asyncio.create_task(backend.rollout([state] * 3, 2, seed=0))
+            for _ in range(9):
+                await asyncio.sleep(0)
+            assert limiter.waiting == 3
+        assert [len(group) for group in await drawing] == [2, 2, 2]
+        with pytest.raises(BackendError, match="the same limiter"):
+            Limited(backend, limiter)
 
 
 async def test_a_prompt_that_is_too_long_is_said_so(server: FakeServer, model: str) -> None:

@@ -50,7 +50,9 @@ class FunctionReward(PointwiseReward):
         Raises:
             RewardSpecError: The function cannot be called like this.
         """
-        self._function = Function(function, "one completion", name, timeout, process, arguments or {})
+        self._function = Function(
+            function, takes="one completion", name=name, timeout=timeout, process=process, arguments=arguments or {}
+        )
         self.name = self._function.name
         self.timeout = timeout
         self.judgment_limit = None  # The function has its own.
@@ -82,7 +84,14 @@ class GroupFunctionReward(Reward):
         Raises:
             RewardSpecError: The function cannot be called like this.
         """
-        self._function = Function(function, "the list of completions", name, timeout, process, arguments or {})
+        self._function = Function(
+            function,
+            takes="the list of completions",
+            name=name,
+            timeout=timeout,
+            process=process,
+            arguments=arguments or {},
+        )
         self.name = self._function.name
         self.timeout = timeout
 
@@ -118,6 +127,7 @@ class Function:
     def __init__(
         self,
         function: Callable[..., Any],
+        *,
         takes: str,
         name: str | None,
         timeout: float | None,

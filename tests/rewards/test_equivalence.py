@@ -184,6 +184,7 @@ class Queue(Workers):
     def __init__(self) -> None:
         super().__init__("builtins:len", name="reading an answer")
         self.asked: list[str] = []
+        self.values: dict[str, str] = {}
         self.waiting = self.most = 0
 
     async def call(self, *args: Any, **kwargs: Any) -> Any:
@@ -195,7 +196,7 @@ class Queue(Workers):
         self.waiting -= 1
         if "9^" in latex:
             raise RewardTimeoutError("reading an answer took longer than 1 s of processor time")
-        return f"value of {latex}"
+        return self.values.get(latex, f"value of {latex}")
 
 
 @pytest.fixture
@@ -238,7 +239,9 @@ async def test_what_is_given_up_is_compared_as_text_and_not_remembered(queue: Qu
 
 
 async def test_what_is_given_up_does_not_depend_on_the_order_of_a_group(queue: Queue) -> None:
-    group = [*HARD[:5], Completion(text=rf"\boxed{{{GOLD}}}"), Completion(text=rf"\boxed{{ {GOLD} }}")]
+    same = [r"\sqrt{8}", r"2\sqrt{2}"]
+    queue.values = dict.fromkeys(same, "one value")
+    group = [*HARD[:5], *(Completion(text=rf"\boxed{{{answer}}}") for answer in same)]
     verdicts = await SelfConsistency().session().score("q", group)
     equivalence._known.clear()
     assert await SelfConsistency().session().score("q", group[::-1]) == verdicts[::-1]

@@ -27,6 +27,7 @@ from backends.base import (
     check_prompt,
 )
 from backends.errors import BackendClosedError, BackendError, EndpointError
+from backends.service import Service
 from backends.tokenization import Tokenization
 
 
@@ -111,6 +112,11 @@ class ActorBackend(BackendContext):
     def name(self) -> str:
         """The model's name."""
         return self._description.name
+
+    @property
+    def service(self) -> Service:
+        """Ray."""
+        return Service(provider="ray", model=self.name)
 
     @property
     def capabilities(self) -> Capabilities:

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from backends.base import Prompt, SamplingParams, State
 from backends.endpoints.addresses import credentials, shown, valid
 from backends.endpoints.backend import EndpointBackend
-from backends.endpoints.by_litellm import LiteLLMDialect, parameters
+from backends.endpoints.by_litellm import LiteLLMDialect, parameters, service
 from backends.endpoints.litellm_client import LiteLLMClient
 from backends.endpoints.litellm_errors import secrets_of, translated
 from backends.errors import BackendError
@@ -91,7 +91,13 @@ class LiteLLMBackend(EndpointBackend):
             limiter=self._places,
             timeout=timeout,
         )
-        dialect = LiteLLMDialect(client, name=name, parameters=known, claude="claude" in model.lower())
+        dialect = LiteLLMDialect(
+            client,
+            name=name,
+            service=service(model, api_base),
+            parameters=known,
+            claude="claude" in model.lower(),
+        )
         # A draw may need several requests, so it is the requests that are limited, and not the draws.
         super().__init__(dialect, name=name, limiter=Limiter(sys.maxsize))
 

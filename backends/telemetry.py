@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from backends.base import Backend, Completion, Prompt, SamplingParams, State
 from backends.errors import EndpointError, MissingExtraError
+from backends.service import service_of
 from backends.wrapper import BackendWrapper, StateNotes
 
 if TYPE_CHECKING:
@@ -36,13 +37,17 @@ class _Run:
 class Traced(BackendWrapper):
     """Makes a span of kind CLIENT of each call, such as ``text_completion MODEL`` for `extend` and `rollout`.
 
-    Spans carry the model, the sampling parameters, what was asked for and drawn, and how it ended; ``ets.call`` is the
-    method and ``ets.states`` the number of states that it was given. They hold no text of prompts, answers or error
-    messages. For a span that nobody records, nothing is computed.
+    Spans carry the model and who serves it (see `backends.service`), the sampling parameters, what was asked for and
+    drawn, and how it ended; ``ets.call`` is the method and ``ets.states`` the number of states that it was given. They
+    hold no text: not of prompts, answers or error messages, and not the stop strings, which may be of a prompt. For a
+    span that nobody records, nothing is computed.
+
+    Around a pool, the spans do not tell which server was asked; around each of its members, they do.
 
     Args:
         inner: The backend that does the work.
-        provider: ``gen_ai.provider.name``, such as ``openai``; by default the backend's class, without "Backend".
+        provider: ``gen_ai.provider.name``, such as ``openai``; by default what the backend tells, or else its class,
+            without "Backend".
         tracer_provider: Where spans go; None for the program's global one.
 
     Raises:
@@ -60,14 +65,18 @@ class Traced(BackendWrapper):
             raise MissingExtraError("spans need the OpenTelemetry API: pip install 'ets-agent[telemetry]'") from error
         self._trace = trace
         self._tracer = trace.get_tracer("ets_agent.backends", tracer_provider=tracer_provider)
-        self._names = {call: f"{operation} {inner.name}" for call, operation in _OPERATIONS.items()}
+        service = service_of(inner)
+        common: dict[str, AttributeValue] = {
+            "gen_ai.provider.name": service.provider if provider is None else provider,
+            "gen_ai.request.model": service.model,
+        }
+        if service.host is not None:
+            common["server.address"] = service.host
+        if service.port is not None:
+            common["server.port"] = service.port
+        self._names = {call: f"{operation} {service.model}" for call, operation in _OPERATIONS.items()}
         self._attributes: dict[str, dict[str, AttributeValue]] = {
-            call: {
-                "gen_ai.operation.name": operation,
-                "gen_ai.provider.name": provider if provider is not None else _provider_of(inner),
-                "gen_ai.request.model": inner.name,
-                "ets.call": call,
-            }
+            call: {**common, "gen_ai.operation.name": operation, "ets.call": call}
             for call, operation in _OPERATIONS.items()
         }
         self._runs: StateNotes[_Run] = StateNotes()
@@ -87,6 +96,7 @@ class Traced(BackendWrapper):
             states = await self.inner.extend(state, n, tokens=tokens, seed=seed)
             if span.is_recording():
                 self._inherit(state, states)
+                span.set_attributes(_input([state]))
                 # A candidate that goes on ended for now because it has the tokens that were asked for.
                 span.set_attribute("gen_ai.response.finish_reasons", [new.finish_reason or "length" for new in states])
                 drawn = sum(new.num_tokens - state.num_tokens for new in states)
@@ -98,6 +108,7 @@ class Traced(BackendWrapper):
         with self._span("rollout", lambda: self._request(states, n, seed, None)) as span:
             groups = await self.inner.rollout(states, n, seed=seed)
             if span.is_recording():
+                span.set_attributes(_input(states))
                 drawn = [completion for group in groups for completion in group]
                 span.set_attribute("gen_ai.response.finish_reasons", [one.finish_reason for one in drawn])
                 span.set_attribute("gen_ai.usage.output_tokens", sum(one.num_tokens for one in drawn))
@@ -180,16 +191,16 @@ def _settings(params: SamplingParams) -> dict[str, AttributeValue]:
     return attributes
 
 
+def _input(states: Sequence[State]) -> dict[str, AttributeValue]:
+    """Return how many tokens went in, where that is known: each state's prompt and response so far, once."""
+    known = [(state.prompt_tokens, state.num_tokens) for state in states if not state.finished]
+    lengths = [prompt + response for prompt, response in known if prompt is not None]
+    return {"gen_ai.usage.input_tokens": sum(lengths)} if len(lengths) == len(known) else {}
+
+
 def _error_type(error: BaseException) -> str:
     """Return the server's status code, or else the class of an error."""
     if isinstance(error, EndpointError) and error.status is not None:
         return str(error.status)
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _provider_of(backend: Backend) -> str:
-    while isinstance(backend, BackendWrapper):
-        backend = backend.inner
-    name = type(backend).__name__
-    return (name.removesuffix("Backend") or name).lower()

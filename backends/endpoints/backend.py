@@ -27,6 +27,7 @@ from backends.endpoints.dialects import Dialect, Draw, EndpointState
 from backends.endpoints.scoring import Scoring
 from backends.errors import BackendError, CapabilityError, ContextLengthError, EndpointError, UnusableDrawError
 from backends.limits import Limiter
+from backends.service import Service
 from backends.text import cut, settled, without_halves
 from backends.tokenization import Tokenization
 
@@ -75,6 +76,11 @@ class EndpointBackend(BackendContext):
     def name(self) -> str:
         """The model's name."""
         return self._name
+
+    @property
+    def service(self) -> Service:
+        """Who serves the model."""
+        return self._dialect.service
 
     @property
     def limiter(self) -> Limiter:

@@ -22,6 +22,7 @@ from backends.endpoints.litellm_client import LiteLLMClient, litellm
 from backends.endpoints.replies import MalformedError
 from backends.endpoints.without_tokens import WithoutTokens, as_draw
 from backends.errors import CapabilityError, UnknownModelError
+from backends.service import Service
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class LiteLLMDialect(WithoutTokens):
     Args:
         client: Sends the requests.
         name: What the model is called in messages.
+        service: Who is asked.
         parameters: What the provider takes, see `parameters`.
         claude: Whether it is a model of Anthropic's, which refuse a temperature and a top-p in the same request.
 
@@ -44,9 +46,12 @@ class LiteLLMDialect(WithoutTokens):
         CapabilityError: The length of an answer cannot be limited.
     """
 
-    def __init__(self, client: LiteLLMClient, *, name: str, parameters: Sequence[str], claude: bool) -> None:
+    def __init__(
+        self, client: LiteLLMClient, *, name: str, service: Service, parameters: Sequence[str], claude: bool
+    ) -> None:
         """Ask nothing yet."""
         self._client = client
+        self.service = service
         self.model = name
         self._parameters = frozenset(parameters)
         self._claude = claude
@@ -193,6 +198,17 @@ def parameters(model: str) -> list[str]:
         # A provider that the user has made; litellm takes the same way.
         known = litellm.get_supported_openai_params(model=model, custom_llm_provider="openai")
     return list(known or [])
+
+
+def service(model: str, address: str | None) -> Service:
+    """Return whose model it is, as litellm calls both, and at which address it is asked where that is given."""
+    try:
+        name, provider, *_ = litellm.get_llm_provider(model=model)
+    except litellm.exceptions.BadRequestError:  # One that the user has made.
+        provider, _, name = model.rpartition("/")
+    if address is None:
+        return Service(provider=provider, model=name)
+    return Service.at(address, provider=provider, model=name)
 
 
 def _as_json(response: Any) -> dict[str, Any]:

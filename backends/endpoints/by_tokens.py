@@ -25,6 +25,7 @@ from backends.endpoints.dialects import (
     sampling_fields,
 )
 from backends.errors import EndpointError, PromptError
+from backends.service import Service
 from backends.text import stop_end
 from backends.tokenization import Tokenization
 
@@ -58,6 +59,11 @@ class TokenDialect:
     def __post_init__(self) -> None:
         """Use the same connection for texts."""
         object.__setattr__(self, "texts", Detokenizer(client=self.client, model=self.model))
+
+    @property
+    def service(self) -> Service:
+        """The server; no other than vLLM is asked this way."""
+        return Service.at(self.client.url, provider="vllm", model=self.model)
 
     def check(self, params: SamplingParams) -> None:
         """Refuse temperatures that the server would change, or refuse."""

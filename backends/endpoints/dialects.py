@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from backends.base import Capabilities, Prompt, SamplingParams, State
 from backends.endpoints.replies import Choice, Told
 from backends.errors import BackendError, CapabilityError
+from backends.service import Service
 from backends.tokenization import Tokenization
 
 _TEMPERATURES = (0.01, 2.0)
@@ -85,6 +86,11 @@ class Draw:
 
 class Dialect(Protocol):
     """One way to ask one server."""
+
+    @property
+    def service(self) -> Service:
+        """Who is asked."""
+        ...
 
     @property
     def capabilities(self) -> Capabilities:

@@ -20,6 +20,7 @@ from backends.endpoints.dialects import (
 )
 from backends.endpoints.replies import Choice, Told
 from backends.errors import CapabilityError
+from backends.service import Service
 from backends.text import stop_end
 from backends.tokenization import Tokenization
 
@@ -79,6 +80,11 @@ class ProbedWithoutTokens(WithoutTokens):
     most_rows: int
     seeds: int | None
     neutral: Mapping[str, Any]
+
+    @property
+    def service(self) -> Service:
+        """The server; whose it is, the protocol does not show."""
+        return Service.at(self.client.url, provider="openai", model=self.model)
 
     def check(self, params: SamplingParams) -> None:
         """Refuse what the protocol does not have."""

@@ -47,6 +47,7 @@ from .conformance import CHECKS, Check, closing_twice_is_harmless
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
 from backends.ray import RayBackend  # noqa: E402 - after the skip
+from backends.service import Service, service_of  # noqa: E402
 
 MODEL = "tiny/qwen3-small"
 QUESTION = "Will has 41 tickets. Ada gives Will another 72. How many tickets does Will have now?"
@@ -221,6 +222,10 @@ async def test_replicas_are_on_both_nodes_and_both_work(shared: RayBackend) -> N
     assert len(nodes) == 2
     for member in shared._roster.members:
         assert member.turn > 0
+
+
+def test_ray_is_who_serves_the_model(shared: RayBackend) -> None:
+    assert service_of(shared) == Service(provider="ray", model=shared.name)
 
 
 async def test_confidence_is_that_of_a_local_model(shared: RayBackend, local: LocalBackend) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -14,6 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
+import backends
 from backends import (
     Backend,
     Completion,
@@ -27,9 +29,12 @@ from backends import (
 from backends.enumerable import EnumerableBackend
 from backends.limits import Limited
 from backends.metering import Metered
+from backends.pool import Pool
 from backends.scripted import ScriptedBackend
+from backends.service import Service, service_of
 from backends.telemetry import Traced
 from backends.wrapper import BackendWrapper, StateNotes
+from tests.fake_server import FakeServer, ScriptedModel
 
 from .conformance import CHECKS, Check
 from .test_conformance import SCRIPT
@@ -146,6 +151,57 @@ async def test_rollouts_tell_the_longest_that_was_asked_for(recorder: Recorder) 
     assert recorder.last["gen_ai.request.max_tokens"] == 10
     await backend.rollout([final], 1, seed=1)
     assert "gen_ai.request.max_tokens" not in recorder.last
+
+
+async def test_who_serves_a_model_is_told_apart_from_what_it_is_called(recorder: Recorder) -> None:
+    with FakeServer(ScriptedModel(["a b c"])) as one, FakeServer(ScriptedModel(["a b c"]), profile="chat") as two:
+        for server, provider in ((one, "vllm"), (two, "openai")):
+            async with await backends.connect(f"vllm/scripted@{server.base_url}") as endpoint:
+                await traced(recorder, Metered(endpoint)).begin("a question", max_tokens=4, params=PLAIN)
+                port = urlsplit(server.base_url).port
+                assert str(port) in endpoint.name
+            assert recorder.spans[-1].name == "begin scripted"
+            told = recorder.last
+            assert (told["gen_ai.provider.name"], told["gen_ai.request.model"]) == (provider, "scripted")
+            assert (told["server.address"], told["server.port"]) == ("127.0.0.1", port)
+
+
+async def test_of_a_pool_is_told_what_its_members_have_in_common(recorder: Recorder) -> None:
+    with FakeServer(ScriptedModel(["a b c"])) as one, FakeServer(ScriptedModel(["a b c"])) as two:
+        async with await backends.connect(f"vllm/scripted@{one.base_url},{two.base_url}") as pool:
+            await traced(recorder, Metered(pool)).begin("a question", max_tokens=4, params=PLAIN)
+    assert recorder.spans[-1].name == "begin scripted"
+    assert (recorder.last["gen_ai.provider.name"], recorder.last["gen_ai.request.model"]) == ("vllm", "scripted")
+    assert not {"server.address", "server.port"} & recorder.last.keys()
+    mixed = Pool([Limited(ScriptedBackend(["a"]), 1), EnumerableBackend.random(1, letters="ab")])
+    assert service_of(mixed) == Service(provider="scripted + enumerable", model="scripted + enumerable-1")
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("http://localhost:8000/v1", "localhost", 8000),
+        ("https://api.openai.com/v1", "api.openai.com", 443),
+        ("http://[::1]/v1", "::1", 80),
+    ],
+)
+def test_an_address_is_host_and_port(url: str, host: str, port: int) -> None:
+    assert Service.at(url, provider="p", model="m") == Service(provider="p", model="m", host=host, port=port)
+
+
+async def test_the_tokens_that_go_in_are_prompt_and_response_so_far_of_each_state(recorder: Recorder) -> None:
+    with FakeServer(ScriptedModel(["a b c d"])) as server:
+        async with await backends.connect(f"vllm/scripted@{server.base_url}") as endpoint:
+            backend = traced(recorder, endpoint)
+            start = await backend.begin("one two three", max_tokens=10, params=PLAIN)
+            assert start.prompt_tokens is not None
+            assert "gen_ai.usage.input_tokens" not in recorder.last
+            (middle,) = await backend.extend(start, 1, tokens=2, seed=0)
+            assert recorder.last["gen_ai.usage.input_tokens"] == start.prompt_tokens
+            (final,) = await backend.extend(middle, 1, tokens=8, seed=0)
+            assert recorder.last["gen_ai.usage.input_tokens"] == start.prompt_tokens + 2
+            await backend.rollout([middle, final, start], 3, seed=0)
+            assert recorder.last["gen_ai.usage.input_tokens"] == 2 * start.prompt_tokens + 2
 
 
 async def test_scoring_tells_how_much_was_scored(recorder: Recorder) -> None:

@@ -22,6 +22,7 @@ from backends import (
 from backends.endpoints.litellm_client import litellm
 from backends.litellm import LiteLLMBackend
 from backends.retries import RetryPolicy
+from backends.service import Service
 from tests.backends.conformance import bad_requests_are_refused, closing_twice_is_harmless
 from tests.fake_server import FakeServer, FaultPlan, ScriptedModel
 
@@ -310,3 +311,17 @@ async def test_litellms_own_mock_is_read_like_a_provider() -> None:
     async with LiteLLMBackend("anthropic/claude-sonnet-4-5", extra={"mock_response": "it is 4"}) as backend:
         drawn = await draws(backend, 3)
     assert [(c.text, c.finish_reason, c.logprob) for c in drawn] == [("it is 4", "stop", None)] * 3
+
+
+@pytest.mark.parametrize(
+    ("model", "provider", "name"),
+    [
+        ("anthropic/claude-sonnet-4-5", "anthropic", "claude-sonnet-4-5"),
+        ("gpt-4o", "openai", "gpt-4o"),
+        ("openrouter/qwen/qwen3-8b", "openrouter", "qwen/qwen3-8b"),
+    ],
+)
+def test_provider_and_model_are_told_as_litellm_calls_them(model: str, provider: str, name: str) -> None:
+    assert LiteLLMBackend(model).service == Service(provider=provider, model=name)
+    served = LiteLLMBackend(model, api_base="http://localhost:8000/v1").service
+    assert (served.provider, served.model, served.host, served.port) == (provider, name, "localhost", 8000)

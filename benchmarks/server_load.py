@@ -2,10 +2,10 @@
 
     python benchmarks/server_load.py
 
-Each client asks a question, reads the stream to its end and asks the next one; told to come back later (429,
-503), it waits as long as it was told and asks again. Nothing else may go wrong. The server's memory is sampled twice a second and
-must stay flat after a warm-up: a line through the samples must not rise or fall by more than a tenth, and its ends are
-printed. The clients write and read bytes themselves, so that they leave the processor to the server.
+Each client asks a question, reads the stream to its end and asks the next one; told to come back later (429, 503), it
+waits as long as it was told and asks again. Nothing else may go wrong. The server's memory is sampled twice a second
+and must stay flat after a warm-up: a line through the samples must not rise or fall by more than a tenth, and its ends
+are printed. The clients write and read bytes themselves, so that they leave the processor to the server.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any
 
 import typer
 
@@ -13,6 +15,7 @@ from backends import Backend, Prompt
 from backends.endpoints.addresses import shown
 from ets_agent.cli.output import printable
 from ets_agent.errors import ConfigError
+from ets_agent.guided import GuidedReasoning
 
 
 def load_models(
@@ -47,6 +50,21 @@ def load_models(
     except Exception:
         asyncio.run(backend.aclose())
         raise
+
+
+@asynccontextmanager
+async def opened(
+    backend: Backend, proposal: Backend | None, settings: Mapping[str, Any]
+) -> AsyncGenerator[GuidedReasoning]:
+    """Give the tool over models, and close all of them in the end.
+
+    Args:
+        backend: The reference.
+        proposal: The proposal.
+        settings: The other arguments of `GuidedReasoning`.
+    """
+    async with backend, proposal or nullcontext(), GuidedReasoning(backend, proposal=proposal, **settings) as reasoning:
+        yield reasoning
 
 
 def prompt_from(question: str, *models: Backend | None, raw: bool) -> Prompt:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
-from contextlib import nullcontext, redirect_stdout
+import threading
+from contextlib import AbstractAsyncContextManager, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from backends.endpoints.addresses import shown
 from ets_agent import mcp_server
 from ets_agent.cli import inputs, options, policy_options
 from ets_agent.cli.session import session
@@ -87,30 +90,43 @@ def mcp_command(
         http = transport == "http"
         keys = read_keys(api_key_file, os.environ) if http else Keys()
         _check_transport(context, transport)
-        with mcp_server.bind(host, port, keys=keys.required) if http else nullcontext() as listener:
-            with redirect_stdout(sys.stderr):  # Over stdio, stdout is the protocol's; what a library prints is not.
-                backend, helper = inputs.load_models(model, proposal, device=device, dtype=dtype)
+        names = [host, *(allow_host or [])]
+        loading = threading.Event()
 
-            async def main() -> None:
-                async with (
-                    backend,
-                    helper or nullcontext(),
-                    GuidedReasoning(backend, proposal=helper, **settings) as reasoning,
-                ):
-                    if listener is None:
-                        if sys.stdin.isatty():
-                            _say(f"{backend.name} waits for an MCP client on stdin; Ctrl-C ends it")
-                        await mcp_server.serve_stdio(reasoning)
-                        return
-                    await mcp_server.serve_http(
-                        reasoning,
-                        listener,
-                        keys=keys,
-                        hosts=[host, *(allow_host or [])],
-                        on_ready=lambda url: _say(f"{backend.name} answers MCP clients at {url}"),
-                    )
+        def load() -> AbstractAsyncContextManager[GuidedReasoning]:
+            loading.set()
+            try:
+                with redirect_stdout(sys.stderr):  # Over stdio, stdout is the protocol's; what a library prints is not.
+                    backend, helper = inputs.load_models(model, proposal, device=device, dtype=dtype)
+                return inputs.opened(backend, helper, settings)
+            finally:
+                loading.clear()
 
-            running.run(main())
+        if http:
+            with mcp_server.bind(host, port, keys=keys.required) as listener:
+                running.run(_serve_http(load(), listener, keys=keys, hosts=names))
+        else:
+            if sys.stdin.isatty():
+                _say(f"{shown(model)} waits for an MCP client on stdin; Ctrl-C ends it")
+            policy, config = settings["policy"], settings["config"]
+            running.run(
+                mcp_server.serve_stdio(mcp_server.Loading(policy=policy, config=config, model=shown(model), load=load))
+            )
+            if loading.is_set():  # The client did not wait, and the thread cannot be stopped.
+                running.end(0)
+
+
+async def _serve_http(
+    opened: AbstractAsyncContextManager[GuidedReasoning], listener: socket.socket, *, keys: Keys, hosts: list[str]
+) -> None:
+    async with opened as reasoning:
+        await mcp_server.serve_http(
+            reasoning,
+            listener,
+            keys=keys,
+            hosts=hosts,
+            on_ready=lambda url: _say(f"{reasoning.backend.name} answers MCP clients at {url}"),
+        )
 
 
 def _check_transport(context: typer.Context, transport: str) -> None:

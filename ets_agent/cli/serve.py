@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,6 @@ from backends import Backend
 from ets_agent._serving import MAX_ANSWERS, MAX_BODY, SHUTDOWN_SECONDS
 from ets_agent.cli import inputs, options, policy_options
 from ets_agent.cli.session import GRACE, session
-from ets_agent.guided import GuidedReasoning
 from ets_agent.keys import ENVIRONMENT, Keys, read_keys
 
 if TYPE_CHECKING:
@@ -150,7 +149,7 @@ async def _serve(
 ) -> None:
     from ets_agent.server import create_app, serve
 
-    async with backend, proposal or nullcontext(), GuidedReasoning(backend, proposal=proposal, **settings) as reasoning:
+    async with inputs.opened(backend, proposal, settings) as reasoning:
         app = create_app(reasoning, keys=keys, limits=limits, names=names, hosts=hosts)
         await serve(
             app,

@@ -66,6 +66,10 @@ class Session:
             raise SystemExit(self.exit_code)
         self._loop.call_soon_threadsafe(self._task.cancel)
 
+    def end(self, code: int) -> NoReturn:
+        """End the process with an exit code, at once: a thread is at work that nothing can stop."""
+        _end_now(code)
+
     def close(self) -> None:
         """Dismiss the watchdog, unless a signal came: then it has to see the process off."""
         if self.exit_code is None:

@@ -13,6 +13,7 @@ from backends import MissingExtraError
 from ets_agent._listening import bind
 from ets_agent.guided import GuidedReasoning
 from ets_agent.keys import Keys
+from ets_agent.mcp_server._source import Loading
 
 if TYPE_CHECKING:
     from mcp.server import Server
@@ -26,6 +27,7 @@ __all__ = [
     "DEFAULT_HOST",
     "DEFAULT_PORT",
     "PATH",
+    "Loading",
     "bind",
     "build_server",
     "check_installed",
@@ -45,26 +47,27 @@ def build_server(reasoning: GuidedReasoning) -> Server[Any]:
     """
     check_installed()
     from ets_agent.mcp_server._server import build
+    from ets_agent.mcp_server._source import Ready
 
-    return build(reasoning)[0]
+    return build(Ready(reasoning))[0]
 
 
-async def serve_stdio(reasoning: GuidedReasoning) -> None:
+async def serve_stdio(reasoning: GuidedReasoning | Loading) -> None:
     """Serve one client over this process's stdin and stdout, until it closes them; whatever then runs is ended.
 
     Args:
-        reasoning: What answers; it stays open.
+        reasoning: What answers; it stays open. What is still to be loaded is loaded while the client is told already
+            what there is, and closed in the end; calls wait for it, for as long as their time limits let them.
 
     Raises:
         backends.MissingExtraError: The SDK is not installed.
+        Exception: What loading has raised.
     """
     check_installed()
-    from mcp.server.stdio import stdio_server
+    from ets_agent.mcp_server._stdio import serve
 
-    server = build_server(reasoning)
     try:
-        async with stdio_server() as (incoming, outgoing):
-            await server.run(incoming, outgoing, server.create_initialization_options())
+        await serve(reasoning)
     except* BrokenPipeError:
         pass  # The client is gone altogether, and with it whoever might be told.
 

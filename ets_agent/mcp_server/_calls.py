@@ -9,9 +9,10 @@ from typing import Any
 
 import anyio
 
-from ets_agent.guided import GuidedAnswer, GuidedReasoning
+from ets_agent.guided import GuidedAnswer, GuidedRequest
 from ets_agent.guided.schema import check_arguments
 from ets_agent.mcp_server._progress import Note, Progress
+from ets_agent.mcp_server._source import Source
 from ets_agent.results import Event
 
 HEARTBEAT = 5.0
@@ -34,12 +35,12 @@ class Calls:
     once. Neither does it wait for those who read its progress slowly, so their deadlines hold.
 
     Args:
-        reasoning: What answers.
+        source: Gives what answers.
     """
 
-    def __init__(self, reasoning: GuidedReasoning) -> None:
+    def __init__(self, source: Source) -> None:
         """Nothing is under way."""
-        self._reasoning = reasoning
+        self._source = source
         self._runs: set[asyncio.Task[GuidedAnswer]] = set()
 
     async def answer(
@@ -58,6 +59,7 @@ class Calls:
 
         Raises:
             CallEndedError: The caller is gone, or `close` was called.
+            NotLoadedError: The call's time was over before the models were loaded.
             RequestError: The request is not allowed or not possible.
             backends.BackendError: The model failed, or too many calls wait already.
         """
@@ -84,8 +86,9 @@ class Calls:
 
     async def _run(self, arguments: Mapping[str, Any], events: asyncio.Queue[Event | None]) -> GuidedAnswer:
         try:
-            request = check_arguments(arguments, self._reasoning.policy)
-            return await self._reasoning(request, on_event=events.put_nowait)
+            asked = GuidedRequest.build(check_arguments(arguments, self._source.policy))
+            reasoning, request = await self._source.take(asked)
+            return await reasoning(request, on_event=events.put_nowait)
         finally:
             events.put_nowait(None)
 

@@ -22,6 +22,7 @@ from ets_agent.guided import GuidedReasoning
 from ets_agent.keys import Keys
 from ets_agent.mcp_server import PATH
 from ets_agent.mcp_server._server import build
+from ets_agent.mcp_server._source import Ready
 
 _LAST_WORDS = 0.1
 """Seconds for the answers of calls that were ended by the shutdown to reach those who wait for them."""
@@ -38,7 +39,7 @@ async def serve(
     on_ready: Callable[[str], None],
 ) -> None:
     """Serve until cancelled; see `ets_agent.mcp_server.serve_http`."""
-    server, calls = build(reasoning)
+    server, calls = build(Ready(reasoning))
     bodies = _Bodies(
         server.streamable_http_app(streamable_http_path=PATH, transport_security=_security(keys, hosts)),
     )

@@ -13,9 +13,11 @@ from mcp.shared.exceptions import MCPError
 
 from backends import BackendError, QueueFullError
 from ets_agent import __version__
-from ets_agent.guided import GuidedAnswer, GuidedReasoning, RequestError
+from ets_agent.guided import GuidedAnswer, Policy, RequestError
+from ets_agent.guided.schema import TOOL_DESCRIPTION, TOOL_NAME, tool_parameters
 from ets_agent.mcp_server._calls import CallEndedError, Calls
 from ets_agent.mcp_server._progress import Note
+from ets_agent.mcp_server._source import NotLoadedError, Source
 
 _log = logging.getLogger(__name__)
 
@@ -26,14 +28,14 @@ REWARDS_URI = "ets://rewards"
 _JSON = "application/json"
 
 
-def build(reasoning: GuidedReasoning) -> tuple[Server[Any], Calls]:
+def build(source: Source) -> tuple[Server[Any], Calls]:
     """Return a server with the tool, and the calls that it has under way."""
-    calls = Calls(reasoning)
+    calls = Calls(source)
     tool = types.Tool(
-        name=reasoning.name,
+        name=TOOL_NAME,
         title="Guided reasoning",
-        description=reasoning.description,
-        input_schema=reasoning.parameters(strict=False),
+        description=TOOL_DESCRIPTION,
+        input_schema=tool_parameters(source.policy, strict=False),
         output_schema=GuidedAnswer.model_json_schema(mode="serialization"),
         # It asks one model and judges of the operator's choice, and changes nothing; another call costs only its work.
         annotations=types.ToolAnnotations(
@@ -65,7 +67,7 @@ def build(reasoning: GuidedReasoning) -> tuple[Server[Any], Calls]:
         if params.uri != REWARDS_URI:
             message = f"there is no resource {params.uri!r}; allowed: {REWARDS_URI}"
             raise MCPError(code=types.INVALID_PARAMS, message=message)
-        text = json.dumps(rewards_on_offer(reasoning), indent=2, ensure_ascii=False)
+        text = json.dumps(rewards_on_offer(source.policy), indent=2, ensure_ascii=False)
         return types.ReadResourceResult(
             contents=[types.TextResourceContents(uri=REWARDS_URI, mime_type=_JSON, text=text)]
         )
@@ -75,7 +77,7 @@ def build(reasoning: GuidedReasoning) -> tuple[Server[Any], Calls]:
         version=__version__,
         title="ets-agent",
         description="Guided reasoning for agents.",
-        instructions=_instructions(reasoning),
+        instructions=_instructions(source),
         on_list_tools=list_tools,
         on_call_tool=call_tool,
         on_list_resources=list_resources,
@@ -84,11 +86,11 @@ def build(reasoning: GuidedReasoning) -> tuple[Server[Any], Calls]:
     return server, calls
 
 
-def rewards_on_offer(reasoning: GuidedReasoning) -> list[dict[str, Any]]:
+def rewards_on_offer(policy: Policy) -> list[dict[str, Any]]:
     """Return the rewards that callers may ask for, the default one first, with the schemas of their arguments."""
     return [
         {"name": offer.name, "description": offer.summary, "arguments": offer.schemas}
-        for offer in reasoning.policy.offers.values()
+        for offer in policy.offers.values()
     ]
 
 
@@ -104,7 +106,7 @@ async def _call(calls: Calls, context: Context, arguments: Mapping[str, Any]) ->
 
     try:
         return _result(await calls.answer(arguments, tell=tell, gone=gone))
-    except (RequestError, QueueFullError, CallEndedError) as error:
+    except (RequestError, QueueFullError, NotLoadedError, CallEndedError) as error:
         return _failure(str(error))
     except BackendError as error:
         _log.warning("a call failed: %s: %s", type(error).__name__, error)
@@ -142,11 +144,11 @@ def _remark(answer: GuidedAnswer) -> str:
     return f"{sure} The search was cut short by its {limit}; this is the best answer so far."
 
 
-def _instructions(reasoning: GuidedReasoning) -> str:
-    policy = reasoning.policy
+def _instructions(source: Source) -> str:
+    policy = source.policy
     limit = "" if policy.max_seconds is None else f", {policy.max_seconds:g} at most,"
     return (
-        f"{reasoning.name} puts many samples of the model {reasoning.backend.name} into one answer. Hand it one hard "
+        f"{TOOL_NAME} puts many samples of the model {source.model} into one answer. Hand it one hard "
         "question that is complete in itself, for it sees nothing else of the conversation, and choose by `reward` how "
         f"answers are judged: {', '.join(policy.offers)}. A call takes seconds to minutes; `timeout` (seconds{limit}) "
         "returns the best answer so far, marked `cut_short`. `confidence` says how much the search agreed with itself "

@@ -22,10 +22,16 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[GuidedReasoning, dict[
     """What the command would serve, and how."""
     found: list[tuple[GuidedReasoning, dict[str, Any]]] = []
 
+    async def serve_stdio(loading: mcp_server.Loading) -> None:
+        async with loading.load() as reasoning:
+            assert loading.policy is reasoning.policy
+            assert loading.model in ("tiny/qwen3", "tiny/qwen3-small")
+            found.append((reasoning, {}))
+
     async def serve(reasoning: GuidedReasoning, listener: socket.socket | None = None, **how: Any) -> None:
         found.append((reasoning, how if listener is None else {"at": listener.getsockname(), **how}))
 
-    monkeypatch.setattr(mcp_server, "serve_stdio", serve)
+    monkeypatch.setattr(mcp_server, "serve_stdio", serve_stdio)
     monkeypatch.setattr(mcp_server, "serve_http", serve)
     monkeypatch.delenv("ETS_API_KEYS", raising=False)
     return found

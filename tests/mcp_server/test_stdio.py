@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,100 @@ def server(log: Log) -> Iterator[subprocess.Popen[str]]:
             stream.close()
 
 
+class Loading:
+    """The server as a bare process whose model is loaded when the gate is opened."""
+
+    def __init__(self, log: Log, gate: Path, *arguments: str, model: str = "0") -> None:
+        self._gate = gate
+        with log.path.open("a") as errors:
+            self.process = subprocess.Popen(
+                [*command(*arguments), "--model", f"scripted/{model}"],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "ETS_TEST_GATE": str(gate)},
+            )
+
+    def open(self) -> None:
+        self._gate.touch()
+
+    def answer(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+
+Load = Callable[..., Loading]
+
+
+@pytest.fixture
+def loading(log: Log, tmp_path: Path) -> Iterator[Load]:
+    begun: list[Loading] = []
+
+    def begin(*arguments: str, model: str = "0") -> Loading:
+        begun.append(Loading(log, tmp_path / "gate", *arguments, model=model))
+        return begun[-1]
+
+    yield begin
+    for each in begun:
+        each.process.kill()
+        each.process.wait()
+        for stream in (each.process.stdin, each.process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
+async def test_a_client_is_told_what_there_is_while_the_model_is_loaded(loading: Load, log: Log) -> None:
+    server = loading()
+    assert shake_hands(server.process)["result"]["serverInfo"]["name"] == "ets-agent"
+    say(server.process, id=2, method="tools/list")
+    assert [tool["name"] for tool in server.answer()["result"]["tools"]] == [TOOL]
+    call(server.process)
+    call(server.process, number=3, timeout=0.1)
+    late = server.answer()  # Before the other one.
+    assert (late["id"], late["result"]["isError"]) == (3, True)
+    assert "the model was not loaded before the time was over" in late["result"]["content"][0]["text"]
+    say(server.process, id=4, method="tools/call", params={"name": TOOL, "arguments": {**QUESTION, "timeout": 1e9}})
+    refused = server.answer()
+    assert (refused["id"], refused["result"]["isError"]) == (4, True)
+    assert "timeout is 1e+09; allowed: at most 120" in refused["result"]["content"][0]["text"]
+    server.open()
+    answer = server.answer()
+    assert (answer["id"], answer["result"]["isError"]) == (2, False)
+    assert server.process.stdin is not None
+    server.process.stdin.close()
+    assert await asyncio.to_thread(server.process.wait, PATIENCE) == 0
+    assert log.text.endswith("model: closed\n")
+
+
+async def test_a_model_that_cannot_be_loaded_ends_the_server(loading: Load, log: Log) -> None:
+    server = loading(model="broken")
+    shake_hands(server.process)
+    call(server.process)
+    server.open()
+    assert await asyncio.to_thread(server.process.wait, PATIENCE) == 1
+    assert log.text.endswith("ets: error: there is no such model\n")
+    assert "Traceback" not in log.text
+
+
+@pytest.mark.parametrize(("number", "code"), [(None, 0), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_whoever_does_not_wait_for_the_model_ends_the_server(
+    loading: Load, log: Log, number: signal.Signals | None, code: int
+) -> None:
+    server = loading()
+    shake_hands(server.process)
+    await log.until(lambda log: "model: loading" in log.text)
+    if number is None:
+        assert server.process.stdin is not None
+        server.process.stdin.close()
+    else:
+        server.process.send_signal(number)
+    assert await asyncio.to_thread(server.process.wait, PATIENCE) == code
+    assert "Traceback" not in log.text
+
+
 def say(server: subprocess.Popen[str], **message: Any) -> None:
     assert server.stdin is not None
     server.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
@@ -122,8 +217,9 @@ def shake_hands(server: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def call(server: subprocess.Popen[str], **meta: Any) -> None:
-    say(server, id=2, method="tools/call", params={"name": TOOL, "arguments": QUESTION, "_meta": meta})
+def call(server: subprocess.Popen[str], *, number: int = 2, timeout: float | None = None, **meta: Any) -> None:
+    arguments = QUESTION if timeout is None else {**QUESTION, "timeout": timeout}
+    say(server, id=number, method="tools/call", params={"name": TOOL, "arguments": arguments, "_meta": meta})
 
 
 async def test_nothing_but_protocol_is_on_stdout(server: subprocess.Popen[str], log: Log) -> None:

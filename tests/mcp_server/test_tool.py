@@ -25,6 +25,7 @@ from ets_agent import GuidedAnswer, GuidedReasoning, Policy, RewardOffer, __vers
 from ets_agent.mcp_server import _calls
 from ets_agent.mcp_server._calls import CallEndedError, Calls
 from ets_agent.mcp_server._progress import Note
+from ets_agent.mcp_server._source import Ready
 from rewards import Reward, registry
 from tests.mcp_server.conftest import MODES, QUESTION, SOON, Mode, in_one_task, in_process
 from tests.mcp_server.watched_ets import RESPONSES
@@ -203,7 +204,7 @@ async def test_a_cancelled_call_is_over_when_its_run_is() -> None:
 
     backend = SlowToLeave(RESPONSES, delay=300)
     async with GuidedReasoning(backend) as reasoning, anyio.create_task_group() as group:
-        calls = Calls(reasoning)
+        calls = Calls(Ready(reasoning))
         group.start_soon(partial(calls.answer, QUESTION, tell=tell, gone=never))
         await until(lambda: backend.active)
         group.cancel_scope.cancel()
@@ -219,7 +220,7 @@ async def test_closing_tells_those_who_wait() -> None:
 
     backend = ScriptedBackend(RESPONSES, delay=300)
     async with GuidedReasoning(backend) as reasoning:
-        calls = Calls(reasoning)
+        calls = Calls(Ready(reasoning))
         call = asyncio.create_task(calls.answer(QUESTION, tell=tell, gone=never))
         await until(lambda: backend.active)
         await calls.close()

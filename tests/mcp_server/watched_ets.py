@@ -1,18 +1,22 @@
 """The real command line over a scripted model that says on stderr how many of its calls are under way.
 
 ``python -m tests.mcp_server.watched_ets mcp --model scripted/SECONDS``: each call of the model takes so long; less
-than none, and it fails.
+than none, and it fails. It is loaded once the file ``ETS_TEST_GATE`` exists, where that is set; ``scripted/broken``
+cannot be.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import backends
-from backends import Backend, Completion, EndpointError, State
+from backends import Backend, BackendError, Completion, EndpointError, State
 from backends.scripted import ScriptedBackend
 from ets_agent.cli import main
 
@@ -61,6 +65,12 @@ def _tell(what: str) -> None:
 def run() -> NoReturn:
     def load(name: str, **options: Any) -> Backend:
         print("noise that a library makes on stdout")
+        _tell("loading")
+        if (gate := os.environ.get("ETS_TEST_GATE")) is not None:
+            while not Path(gate).exists():
+                time.sleep(0.01)
+        if name == "scripted/broken":
+            raise BackendError("there is no such model")
         seconds = float(name.removeprefix("scripted/"))
         model = Watched(RESPONSES, delay=max(0.0, seconds))
         model.fails = seconds < 0

@@ -17,7 +17,7 @@ hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 
-_LONGEST = ("test_ray.py", "test_readme.py", "test_examples.py", "test_sampler.py")
+_LONGEST = ("test_ray.py", "test_ray_node_loss.py", "test_readme.py", "test_examples.py", "test_sampler.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

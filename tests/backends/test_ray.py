@@ -1,19 +1,16 @@
-"""Replicas in Ray actors on a cluster of two nodes: the contract, and what happens when a process or node is lost."""
+"""Replicas in Ray actors on a cluster of two nodes: the contract, and what happens when a process is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +22,6 @@ from backends import (
     BackendClosedError,
     BackendError,
     Capabilities,
-    Completion,
     ContextLengthError,
     EndpointError,
     MissingExtraError,
@@ -39,105 +35,36 @@ from backends import (
 )
 from backends._ray_replica import Description, Failure, Origin, Parcel, Replica, StateError
 from backends.local import LocalBackend
-from ets_agent import ETS, Result
-from rewards import Reward
+from ets_agent import ETS
 
 from .conformance import CHECKS, Check, closing_twice_is_harmless
+from .ray_cluster import (
+    MODEL,
+    PLAIN,
+    QUESTION,
+    Digits,
+    actors,
+    back_at_work,
+    equals,
+    guided,
+    inside,
+    rows_of,
+    running_cluster,
+    told,
+    until,
+    wait_until_gone,
+)
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
 from backends.ray import RayBackend  # noqa: E402 - after the skip
 from backends.service import Service, service_of  # noqa: E402
 
-MODEL = "tiny/qwen3-small"
-QUESTION = "Will has 41 tickets. Ada gives Will another 72. How many tickets does Will have now?"
-PLAIN = SamplingParams()
-
-
-class Digits(Reward):
-    """Counts odd digits: a function of the text alone."""
-
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
-        return [sum(letter in "13579" for letter in completion.text) / 10 for completion in completions]
-
-
-def guided(backend: Backend) -> ETS:
-    return ETS(
-        backend, Digits(), num_candidates=3, num_rollouts=2, block_size=8, max_tokens=40, temperature=1.3, seed=3
-    )
-
-
-def told(result: Result | Exception) -> dict[str, Any]:
-    """All that a result says, but for the time that it took, and for what depends on rounding in a batch."""
-    assert isinstance(result, Result), result
-    logprobs: Any = {"steps": {"__all__": {"rollouts": {"__all__": {"__all__": {"logprob"}}}}}}
-    return result.model_dump(exclude={"usage": {"seconds"}, **logprobs})
-
-
-def descendants(root: int) -> set[int]:
-    """Processes that were started by a process, or by those that it started."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-    found: set[int] = set()
-    while more := {pid for pid, parent in parents.items() if parent in {root, *found}} - found:
-        found |= more
-    return found
-
-
-def alive(pids: set[int]) -> set[int]:
-    """Those of some processes that still run."""
-    left = set()
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if state not in "ZX":
-            left.add(pid)
-    return left
-
-
-def wait_until_gone(pids: set[int]) -> set[int]:
-    end = time.monotonic() + 20
-    while (left := alive(pids)) and time.monotonic() < end:
-        time.sleep(0.05)
-    return left
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes of one core each; this process is connected to the first one."""
-    from ray.cluster_utils import Cluster
-
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Paths of sockets must be short.
-    before = descendants(os.getpid())
-    started: set[int] = set()
-    left: set[int] = set()
-    quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 4, "health_check_timeout_ms": 500}
-    head: dict[str, Any] = {"num_cpus": 1, "include_dashboard": False, "_system_config": quick}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_TMPDIR", folder)
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster()
-        try:
-            cluster.add_node(**head)
-            cluster.add_node(num_cpus=1)
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-            yield cluster
-        finally:
-            started = descendants(os.getpid()) - before
-            ray.shutdown()
-            cluster.shutdown()  # type: ignore[no-untyped-call]
-            left = wait_until_gone(started)
-            shutil.rmtree(folder, ignore_errors=True)
-    assert len(started) > 4, "this is how the processes of Ray are known"
-    assert not left, "Ray's processes are gone after the tests"
+    with running_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -154,43 +81,6 @@ async def local() -> AsyncIterator[LocalBackend]:
     assert isinstance(backend, LocalBackend)
     async with backend:
         yield backend
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pool for which hours pass between any two looks at the clock: whoever is out is tried with the next run."""
-    hours = itertools.count(step=3600)
-    monkeypatch.setattr("backends._pool_members.monotonic", lambda: next(hours))
-
-
-def actors(backend: RayBackend) -> list[Any]:
-    return [member.backend._actor for member in backend._roster.members]  # type: ignore[attr-defined]
-
-
-async def inside(actor: Any, look: Callable[[Any], Any]) -> Any:
-    """What a function finds in the actor's process."""
-    return await actor.__ray_call__.remote(look)
-
-
-async def rows_of(actor: Any) -> int:
-    """Sequences that the actor's model is working on, or has waiting."""
-    found: int = await inside(actor, lambda replica: len(replica._loading.result()._engine._owners))
-    return found
-
-
-async def until(condition: Callable[[], Any], *, seconds: float = 60.0) -> None:
-    """Wait for something in another process."""
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.02)
-
-
-async def back_at_work(backend: RayBackend, member: Any) -> bool:
-    """Whether a member is healthy again. Ray starts its actor, which loads the model while runs go elsewhere."""
-    start = await backend.begin(QUESTION, max_tokens=2, params=PLAIN)
-    assert len(await backend.rollout([start], 2, seed=0)) == 1
-    await asyncio.sleep(0.2)  # The other processes need the processor.
-    return bool(member.healthy)
 
 
 # The contract
@@ -264,24 +154,20 @@ async def test_states_that_nobody_has_any_more_are_freed_in_the_actor(shared: Ra
         return sum([await inside(actor, lambda replica: len(replica._states)) for actor in actors(shared)])
 
     gc.collect()
-    await until(lambda: _is(kept, 0))
+    await until(lambda: equals(kept, 0))
     start = await shared.begin(QUESTION, max_tokens=20, params=PLAIN)
     drawn = await shared.extend(start, 7, tokens=3, seed=0)
     assert await kept() == 8
     del drawn[2:]
     gc.collect()
-    await until(lambda: _is(kept, 3))
+    await until(lambda: equals(kept, 3))
     await shared.rollout(drawn, 2, seed=0)
     del start, drawn
     gc.collect()
-    await until(lambda: _is(kept, 0))
+    await until(lambda: equals(kept, 0))
     await guided(shared).complete_many([QUESTION] * 3, concurrency=3)
     gc.collect()
-    await until(lambda: _is(kept, 0))
-
-
-async def _is(found: Callable[[], Any], expected: Any) -> bool:
-    return bool(await found() == expected)
+    await until(lambda: equals(kept, 0))
 
 
 async def test_cancelling_a_call_drops_its_rows_in_the_actor(shared: RayBackend) -> None:
@@ -292,7 +178,7 @@ async def test_cancelling_a_call_drops_its_rows_in_the_actor(shared: RayBackend)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    await until(lambda: _is(lambda: rows_of(actor), 0), seconds=20.0)
+    await until(lambda: equals(lambda: rows_of(actor), 0), seconds=20.0)
     assert [(member.rows, member.healthy) for member in shared._roster.members] == [(0, True)] * 2
     assert await shared.rollout([start], 1, seed=0), "the actor goes on"
 
@@ -331,7 +217,7 @@ async def test_a_run_that_times_out_leaves_nothing_in_the_actor(shared: RayBacke
     result = await ets.complete(QUESTION, timeout=0.2)
     assert result.finish_reason == "timeout"
     for actor in actors(shared):
-        await until(lambda actor=actor: _is(lambda: rows_of(actor), 0), seconds=20.0)  # type: ignore[misc]
+        await until(lambda actor=actor: equals(lambda: rows_of(actor), 0), seconds=20.0)  # type: ignore[misc]
 
 
 async def test_the_event_loop_is_free_while_actors_work(shared: RayBackend) -> None:
@@ -571,35 +457,7 @@ async def test_a_model_that_could_not_be_loaded_is_tried_again(
     assert (await replica.call("describe")).name == MODEL
 
 
-# The last ones: they take the cluster apart
-
-
-async def test_the_loss_of_a_node_in_mid_run_costs_nothing(
-    cluster: Any, shared: RayBackend, caplog: pytest.LogCaptureFixture, impatient: None
-) -> None:
-    questions = [f"Mia has {n} boxes with 12 eggs in each. Mia loses 3 of them. How many eggs?" for n in range(20, 26)]
-    expected = [told(result) for result in await guided(shared).complete_many(questions, concurrency=1)]
-    single = told(await guided(shared).complete(QUESTION))
-    (node,) = cluster.worker_nodes
-    places = [
-        await inside(actor, lambda _: __import__("ray").get_runtime_context().get_node_id()) for actor in actors(shared)
-    ]
-    lost = shared._roster.members[places.index(node.node_id)]
-    under_way = asyncio.create_task(guided(shared).complete_many(questions, concurrency=6))
-    await until(lambda: _is(lambda: _value(lost.rows > 0), True))
-    await asyncio.to_thread(cluster.remove_node, node, allow_graceful=False)
-    assert [told(result) for result in await under_way] == expected
-    assert not lost.healthy
-    assert "leaves the pool" in caplog.text
-
-    cluster.add_node(num_cpus=1)  # Ray starts the actor on it.
-
-    await until(lambda: back_at_work(shared, lost))
-    assert told(await guided(shared).complete(QUESTION)) == single
-
-
-async def _value(value: Any) -> Any:
-    return value
+# The last one: it closes what the others use
 
 
 async def test_closing_ends_the_actors_and_leaves_a_cluster_alone_that_was_there(shared: RayBackend) -> None:

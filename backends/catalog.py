@@ -15,6 +15,7 @@ from typing import Any
 
 from backends._pool_opening import connect_pool
 from backends.base import Backend
+from backends.concurrency import run_in_thread
 from backends.endpoints import addresses
 from backends.errors import BackendError, MissingExtraError, UnknownModelError
 
@@ -55,8 +56,8 @@ def load(name: str, **options: Any) -> Backend:
               ``OPENAI_API_KEY``, the address that of ``OPENAI_BASE_URL``, or OpenAI's own.
             - ``litellm/PROVIDER/MODEL``: any provider of litellm, with the keys that it reads from the environment.
         **options: For local models ``device``, ``dtype``, ``max_rows`` and more, see `backends.local.LocalBackend`; for
-            servers ``api_key``, ``retries``, ``max_concurrency``, ``timeout`` and more, see
-            `backends.openai.OpenAIBackend.connect`.
+            servers ``api_key``, ``retries``, ``max_concurrency``, ``timeout``, ``connect_timeout`` (30 s for the first
+            answer) and more, see `backends.openai.OpenAIBackend.connect`.
 
     Raises:
         UnknownModelError: No backend has this name, or no checkpoint is there.
@@ -69,9 +70,7 @@ def load(name: str, **options: Any) -> Backend:
         return _load_local(embedded_path(name), name, options)
     kind, _, rest = name.partition("/")
     if rest and kind in _SERVERS:
-        from backends.openai import finished
-
-        return finished(_connect_servers(kind, rest, options))
+        return run_in_thread(_connect_servers(kind, rest, options))
     if rest and kind in _OTHERS:
         return _OTHERS[kind](rest, options)
     close = difflib.get_close_matches(name, _EMBEDDED, n=1)

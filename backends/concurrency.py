@@ -1,8 +1,9 @@
-"""Calls at the same time, of which the first to fail ends the others."""
+"""Calls at the same time, of which the first to fail ends the others; and calls from code that is not async."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -91,3 +92,22 @@ async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     async with FirstFailure() as group:
         tasks = [group.create_task(call) for call in calls]
     return [task.result() for task in tasks]
+
+
+def run_in_thread(work: Coroutine[Any, Any, T]) -> T:
+    """Await something to its end in a thread with an event loop of its own, whether or not one runs here."""
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(work))
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="ets-run", daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]

@@ -64,7 +64,7 @@ class EndpointError(BackendError):
 
 
 class UnreachableError(EndpointError):
-    """The connection to a model's server could not be made, or broke before there was an answer."""
+    """A model's server could not be connected to, broke the connection, or gave no first answer."""
 
 
 class UnusableDrawError(EndpointError):

@@ -179,6 +179,15 @@ class Limiter(Turnstile):
         self.max_queue = max_queue
         self._active = 0
 
+    @classmethod
+    def of(cls, places: Limiter | int) -> Limiter:
+        """Return a limiter as it is, or a new one with so many places.
+
+        Raises:
+            BackendError: The number is out of its range.
+        """
+        return places if isinstance(places, Limiter) else cls(places)
+
     @property
     def active(self) -> int:
         """Places that are taken."""
@@ -282,7 +291,7 @@ class Limited(BackendWrapper):
     def __init__(self, inner: Backend, limiter: Limiter | int) -> None:
         """Keep the limiter."""
         super().__init__(inner)
-        self.limiter = limiter if isinstance(limiter, Limiter) else Limiter(limiter)
+        self.limiter = Limiter.of(limiter)
         if any(getattr(part, "limiter", None) is self.limiter for part in layers(inner)):
             raise BackendError("a backend within has the same limiter already; give it to one of them")
 

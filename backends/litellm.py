@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from pydantic import SecretStr
 
 from backends.base import Prompt, SamplingParams, State
-from backends.endpoints.addresses import credentials, shown, valid
+from backends.endpoints import addresses, options
 from backends.endpoints.backend import EndpointBackend
 from backends.endpoints.by_litellm import LiteLLMDialect, parameters, service
 from backends.endpoints.litellm_client import LiteLLMClient
-from backends.endpoints.litellm_errors import secrets_of, translated
+from backends.endpoints.litellm_module import check_settings
+from backends.endpoints.secrets import secrets_of
 from backends.errors import BackendError
 from backends.limits import Limiter
 from backends.retries import RetryPolicy
-
-DEFAULT_CONCURRENCY = 32
 
 _OWN = frozenset({
     "additional_drop_params", "allowed_openai_params", "api_base", "api_key", "base_url", "cache", "caching",
@@ -45,8 +43,8 @@ class LiteLLMBackend(EndpointBackend):
         api_key: str | SecretStr | None = None,
         api_base: str | None = None,
         retries: RetryPolicy | None = None,
-        max_concurrency: int | Limiter = DEFAULT_CONCURRENCY,
-        timeout: float = 300.0,
+        max_concurrency: int | Limiter = options.DEFAULT_CONCURRENCY,
+        timeout: float = options.DEFAULT_TIMEOUT,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         """Connect to nothing yet.
@@ -64,32 +62,32 @@ class LiteLLMBackend(EndpointBackend):
         Raises:
             UnknownModelError: litellm knows no such provider.
             CapabilityError: The length of the provider's answers cannot be limited.
-            BackendError: An argument is out of its range.
+            BackendError: An argument is out of its range, or a setting of litellm's sends requests to other models.
         """
-        if not timeout > 0:
-            raise BackendError(f"timeout is {timeout} seconds; allowed: above 0")
-        if api_base is not None and not valid(api_base):
-            raise BackendError(f"the address {shown(api_base)!r} is no http:// or https:// URL, or has a query")
-        if api_base is not None and credentials(api_base) is not None:
-            raise BackendError(f"the address {shown(api_base)} has a user, which litellm cannot send; allowed: api_key")
+        sending = options.checked(
+            model=model, api_key=api_key, retries=retries, max_concurrency=max_concurrency, timeout=timeout
+        )
+        if api_base is not None and addresses.credentials(addresses.checked(api_base)) is not None:
+            raise BackendError(
+                f"the address {addresses.shown_url(api_base)} has a user, which litellm cannot send; allowed: api_key"
+            )
+        if extra is not None and not isinstance(extra, Mapping):
+            raise BackendError(f"extra is a {type(extra).__name__}; allowed: a mapping of arguments")
         extra = dict(extra or {})
         if own := sorted(_OWN & extra.keys()):
             raise BackendError(f"extra must not hold {own[0]!r}, which the backend sets itself")
+        check_settings()
         name = name or f"litellm/{model}"
-        key = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
+        key = sending.key.get_secret_value() if sending.key is not None else None
         known = parameters(model)
-        self._places = max_concurrency if isinstance(max_concurrency, Limiter) else Limiter(max_concurrency)
+        self._places = sending.limiter
         client = LiteLLMClient(
             name,
             {**extra, "model": model, "api_key": key, "api_base": api_base},
-            translate=partial(
-                translated,
-                timeout=timeout,
-                secrets=[*([key] if key else []), *secrets_of(extra)],
-            ),
-            retries=retries if retries is not None else RetryPolicy(deadline=2 * timeout),
-            limiter=self._places,
-            timeout=timeout,
+            secrets=[key or "", *secrets_of(extra)],
+            retries=sending.retries,
+            limiter=sending.limiter,
+            timeout=sending.timeout,
         )
         dialect = LiteLLMDialect(
             client,

@@ -18,7 +18,8 @@ from backends.endpoints.dialects import (
     refuse_low_temperature,
     refuse_top_k,
 )
-from backends.endpoints.litellm_client import LiteLLMClient, litellm
+from backends.endpoints.litellm_client import LiteLLMClient
+from backends.endpoints.litellm_module import litellm
 from backends.endpoints.replies import MalformedError
 from backends.endpoints.without_tokens import WithoutTokens, as_draw
 from backends.errors import CapabilityError, UnknownModelError

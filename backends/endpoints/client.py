@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
+import json
 import os
-import re
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import openai
 from pydantic import SecretStr
 
-from backends.endpoints.addresses import credentials, shown, valid
+from backends.endpoints import addresses, statuses
 from backends.endpoints.per_loop import PerLoop
-from backends.endpoints.replies import MalformedError
-from backends.endpoints.statuses import may_pass, retry_after
-from backends.errors import (
-    BackendClosedError,
-    BackendError,
-    ContextLengthError,
-    EndpointError,
-    PromptError,
-    UnreachableError,
-)
+from backends.endpoints.secrets import LONGEST_MESSAGE, cleaned
+from backends.endpoints.sending import EndpointClient
+from backends.errors import BackendError, ContextLengthError, EndpointError, PromptError, UnreachableError
 from backends.retries import RetryPolicy
-from backends.turns import take_turn
 
 T = TypeVar("T")
 
 _TOO_LONG = ("context_length_exceeded", "maximum context length", "maximum model length", "context window")
-_LONGEST_MESSAGE = 500
 _LONGEST_QUOTE = 60
-_SHORT_SECRET = 8
-"""Characters below which a secret is cut out only where it is a word of its own; others are full of such letters."""
 
 
 class IllegibleError(EndpointError):
     """What was answered is no JSON."""
 
 
-class Client:
+class Client(EndpointClient[openai.AsyncOpenAI]):
     """Connections to one server.
-
-    A client may be used from several event loops, one after the other or at once: each has connections of its own,
-    which end with it.
 
     Args:
         base_url: Address of the API, such as ``http://localhost:8000/v1``; ``http://USER:PASSWORD@…`` sends these
@@ -55,6 +39,9 @@ class Client:
         key_hint: What to check when the server refuses the key, for messages.
         retries: What is tried again, how often and for how long.
         timeout: Seconds that a single try may take, from connecting to the last byte.
+
+    Raises:
+        BackendError: This is no address, or no key.
     """
 
     def __init__(
@@ -67,30 +54,25 @@ class Client:
         timeout: float,
     ) -> None:
         """Connect to nothing yet."""
-        if not valid(base_url):
-            raise BackendError(
-                f"the address {shown(base_url)!r} is no http:// or https:// URL, or has a query; in a password, write "
-                "/ ? # @ as %2F %3F %23 %40"
-            )
-        if api_key is not None and not api_key.get_secret_value():
-            api_key = None
-        if api_key is not None and not (
-            api_key.get_secret_value().isascii() and api_key.get_secret_value().isprintable()
-        ):
-            raise BackendError(f"the key ({key_hint}) has a character that no header can hold, such as a line's end")
+        url = addresses.checked(base_url)
         # Out of the address, which HTTP libraries log.
-        user = credentials(base_url)
-        if user is not None and api_key is not None:
-            raise BackendError(f"the address {shown(base_url)} has a user, and there is a key; only one can be sent")
-        self._base_url = shown(base_url).rstrip("/")
-        self._secret = SecretStr(user) if user is not None else api_key
-        self._basic = user is not None
-        self._no_key: dict[str, Any] = {"Authorization": openai.Omit()} if self._secret is None else {}
+        self._base_url = addresses.shown_url(url).rstrip("/")
+        user = addresses.credentials(url)
+        key = api_key.get_secret_value() if api_key is not None else ""
+        if not (key.isascii() and (key.isprintable() or not key)):
+            raise BackendError(f"the key ({key_hint}) has a character that no header can hold, such as a line's end")
+        if user is not None and key:
+            raise BackendError(f"the address {self._base_url} has a user, and there is a key; only one can be sent")
+        if user is not None:
+            encoded = base64.b64encode(user.encode()).decode()
+            self._authorization: str | None = f"Basic {encoded}"
+            self._secrets = [user, *user.split(":", 1), encoded]
+        else:
+            self._authorization = f"Bearer {key}" if key else None
+            self._secrets = [key]
         self._key_hint = key_hint
-        self._retries = retries
-        self._timeout = timeout
-        self._connections = PerLoop(self._sdk, openai.AsyncOpenAI.close)
-        self._closed = False
+        connections = PerLoop(f"the connection to {self._base_url}", self._sdk, openai.AsyncOpenAI.close)
+        super().__init__(connections, retries=retries, timeout=timeout)
 
     @property
     def url(self) -> str:
@@ -111,143 +93,89 @@ class Client:
             ContextLengthError: The server finds it too long.
             BackendClosedError: The client is closed.
         """
-        return await self._send("POST", path, body, read)
+        url = self._url(path)
 
-    async def get(self, path: str, read: Callable[[Any], T]) -> T:
-        """Ask for something; as `post`."""
-        return await self._send("GET", path, None, read)
+        # `object` has the SDK parse the JSON and build none of its models, which would take several times as long.
+        async def ask(sdk: openai.AsyncOpenAI, number: str) -> Any:
+            return self._legible(await sdk.post(url, cast_to=object, body=body, options=self._options(number)))
 
-    async def aclose(self) -> None:
-        """Close all connections; requests under way fail with `BackendClosedError`."""
-        self._closed = True
-        await self._connections.aclose()
+        return await self._send(f"POST {url}", ask, read)
 
-    def check_open(self) -> None:
-        """Refuse to be used after `aclose`."""
-        if self._closed:
-            raise BackendClosedError(f"the connection to {self.url} is closed")
+    async def get(self, path: str, read: Callable[[Any], T], *, within: float | None = None) -> T:
+        """Ask for something; as `post`.
 
-    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], T]) -> T:
-        number = f"ets-{uuid.uuid4().hex[:16]}"
-        url = self._root() + path[1:] if path.startswith("//") else self._base_url + path
-        tries = 0
+        Args:
+            path: As for `post`.
+            read: As for `post`.
+            within: Seconds after which no answer means that there is no server, which is then not asked again.
+        """
+        url = self._url(path)
 
-        async def once() -> T:
-            nonlocal tries
-            tries += 1
-            return await self._once(method, url, body, read, f"{number}-{tries}")
+        async def ask(sdk: openai.AsyncOpenAI, number: str) -> Any:
+            return self._legible(await sdk.get(url, cast_to=object, options=self._options(number)))
 
-        return await self._retries.call(once, what=f"{method} {url} [{number}]")
+        return await self._send(f"GET {url}", ask, read, within=within)
 
-    async def _once(
-        self, method: str, url: str, body: Mapping[str, Any] | None, read: Callable[[Any], T], number: str
-    ) -> T:
-        """Send a request once."""
-        self.check_open()
-        await take_turn()  # Thirty answers that come at once, and the requests that follow them, take 40 ms.
-        client = await self._connections.get()
-        request = f"{method} {url} [{number}]"
-        # `object` has the SDK parse the JSON and build none of its models, which would take several times as long. Its
-        # own limit of time, of which it has none here, would be one between two bytes.
-        options: Any = {"headers": {"X-Request-Id": number, **self._no_key}, "timeout": None}
-        answer: Any = None
-        failure: BackendError | None = None
-        try:
-            async with asyncio.timeout(self._timeout) as limit:
-                if method == "GET":
-                    answer = await client.get(url, cast_to=object, options=options)
-                else:
-                    answer = await client.post(url, cast_to=object, body=body, options=options)
-            if isinstance(answer, str):
-                failure = self._no_json(answer, request)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            failure = EndpointError(f"{request}: no answer within {self._timeout:g} s", retryable=True)
-        except openai.APIError as error:
-            if self._closed:
-                failure = BackendClosedError(f"the connection to {self.url} was closed during {request}")
-            else:
-                failure = self._translated(error, request)
-        except UnicodeEncodeError as error:
-            failure = PromptError(f"{request}: the text has half of a surrogate pair, which is no character: {error}")
-        except (ValueError, RecursionError) as error:
-            reason = self.clean(str(error))
-            failure = IllegibleError(f"{request}: the answer is not valid JSON: {reason}", retryable=True)
-        if failure is None:
-            try:
-                return read(answer)
-            except MalformedError as error:
-                reason = self.clean(str(error))
-                failure = EndpointError(f"{request}: the answer cannot be used: {reason}", retryable=True)
-        # Here, where it has no cause: the others may repeat what the server said of the key.
-        raise failure
+    def _url(self, path: str) -> str:
+        return self._base_url.removesuffix("/v1") + path[1:] if path.startswith("//") else self._base_url + path
+
+    def _options(self, number: str) -> Any:
+        """Return the SDK's options of a request, which it logs."""
+        headers: dict[str, Any] = {"X-Request-Id": number}
+        if self._authorization is None:
+            headers["Authorization"] = openai.Omit()  # It insists on one unless it is left out here.
+        # Its own limit of time, of which it has none here, would be one between two bytes.
+        return {"headers": headers, "timeout": None}
 
     def _sdk(self) -> openai.AsyncOpenAI:
         """Return a client of the SDK's."""
-        headers: dict[str, Any] = {}
-        key = "none" if self._secret is None else self._secret.get_secret_value()
-        if self._basic:
-            headers["Authorization"] = f"Basic {_base64(key)}"
-            key = "none"
-        if not _is_openai(self._base_url):
-            headers |= {name: openai.Omit() for name in _openai_headers()}
-        return openai.AsyncOpenAI(base_url=self._base_url, api_key=key, default_headers=headers, max_retries=0)
+        own = _is_openai(self._base_url)
+        headers: dict[str, Any] = {
+            name: openai.Omit() for name in _openai_headers() if not own or name.lower() == "authorization"
+        }
+        if self._authorization is not None:
+            headers["Authorization"] = self._authorization
+        return openai.AsyncOpenAI(base_url=self._base_url, api_key="none", default_headers=headers, max_retries=0)
 
-    def _root(self) -> str:
-        return self._base_url.removesuffix("/v1")
+    def _legible(self, answer: Any) -> Any:
+        """Refuse an answer that is a text."""
+        if isinstance(answer, str):
+            quoted = self.clean(answer, longest=_LONGEST_QUOTE)
+            raise _NoJsonError(f"is no JSON but {quoted!r}; is this the address of the API, with /v1?")
+        return answer
 
-    def _translated(self, error: openai.APIError, request: str) -> BackendError:
+    def _translated(self, error: Exception, request: str) -> BackendError:
         """Return the error to raise for one of the SDK's."""
-        if not isinstance(error, openai.APIStatusError):
-            reason = str(error.__cause__ or error) or type(error.__cause__ or error).__name__
-            return UnreachableError(f"{request}: the connection failed: {self.clean(reason)}", retryable=True)
+        if isinstance(error, openai.APIStatusError):
+            return self._refused(error, request)
+        reason = self.clean(str(error.__cause__ or error) or type(error.__cause__ or error).__name__)
+        if isinstance(error, _NoJsonError):
+            return IllegibleError(f"{request}: the answer {error}")
+        if isinstance(error, openai.APIError):
+            return UnreachableError(f"{request}: the connection failed: {reason}", retryable=True)
+        if isinstance(error, UnicodeEncodeError):
+            return PromptError(f"{request}: the text has half of a surrogate pair, which is no character: {error}")
+        if isinstance(error, ValueError | RecursionError):
+            return IllegibleError(f"{request}: the answer is not valid JSON: {reason}", retryable=True)
+        return EndpointError(f"{request}: it could not be sent: {type(error).__name__}: {reason}")
+
+    def _refused(self, error: openai.APIStatusError, request: str) -> BackendError:
+        """Return the error to raise for an answer with a status of failure."""
         status, message = error.status_code, self.clean(_message(error))
         text = f"{request}: the server answered {status}: {message}"
         if status == 400 and any(phrase in f"{error.code} {message}" for phrase in _TOO_LONG):
             return ContextLengthError(text)
-        if status in {401, 403}:
-            text += f"; check the key ({self._key_hint})"
-        if status == 404:
-            text += "; check the model's name and the address"
-        return EndpointError(
-            text, status=status, retryable=_retryable(error), retry_after=retry_after(error.response.headers)
+        return statuses.failure(
+            text, status, headers=error.response.headers, code=str(error.code), key_hint=self._key_hint
         )
 
-    def _no_json(self, answer: str, request: str) -> IllegibleError:
-        """Return the error for an answer that is a text."""
-        quoted = self.clean(answer, longest=_LONGEST_QUOTE)
-        return IllegibleError(
-            f"{request}: the answer is no JSON but {quoted!r}; is this the address of the API, with /v1?"
-        )
-
-    def clean(self, text: str, *, longest: int = _LONGEST_MESSAGE) -> str:
+    def clean(self, text: str, *, longest: int = LONGEST_MESSAGE) -> str:
         """Return a server's text without the key, which some repeat in their messages, and cut to a length."""
-        if self._secret is not None:
-            text = _pattern(_forms(self._secret, basic=self._basic)).sub("(key)", text)
-        return text if len(text) <= longest else text[:longest] + "…"
+        return cleaned(text, self._secrets, longest=longest)
 
 
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
-
-
-def _forms(secret: SecretStr, *, basic: bool) -> list[str]:
-    """Return the forms in which a server may repeat a key, or a user with a password."""
-    whole = secret.get_secret_value()
-    if not basic:
-        return [whole]
-    user, _, password = whole.partition(":")
-    return [whole, user, password, quote(user, safe=""), quote(password, safe=""), _base64(whole)]
-
-
-def _pattern(secrets: Sequence[str]) -> re.Pattern[str]:
-    """Return a pattern that finds any of some texts, the longer ones first; without any, it finds nothing."""
-    found = [
-        re.escape(secret) if len(secret) >= _SHORT_SECRET else rf"(?<!\w){re.escape(secret)}(?!\w)"
-        for secret in sorted(filter(None, secrets), key=len, reverse=True)
-    ]
-    return re.compile("|".join(found) or r"(?!)")
+class _NoJsonError(Exception):
+    """An answer is a text."""
 
 
 def _is_openai(url: str) -> bool:
@@ -262,15 +190,10 @@ def _openai_headers() -> list[str]:
 
 
 def _message(error: openai.APIStatusError) -> str:
-    body = error.body
-    if isinstance(body, Mapping):
-        body = body.get("message") or body.get("detail") or body
-    return " ".join(str(body if body is not None else error.message).split())
-
-
-def _retryable(error: openai.APIStatusError) -> bool:
-    if (advice := error.response.headers.get("x-should-retry")) in {"true", "false"}:
-        return bool(advice == "true")
-    if error.code == "insufficient_quota":  # A 429 that waiting does not help.
-        return False
-    return may_pass(error.status_code)
+    """Return what a server says, as it says it."""
+    said = error.body
+    if isinstance(said, Mapping):
+        said = said.get("message") or said.get("detail") or said
+    if said is None:
+        return error.message
+    return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)

@@ -93,10 +93,10 @@ class Server:
         self._refused(path, said)
         return None
 
-    async def listed(self, path: str, read: Callable[[Any], T]) -> T | None:
-        """Ask for something that is there or not; otherwise as `asked`."""
+    async def listed(self, path: str, read: Callable[[Any], T], *, within: float | None = None) -> T | None:
+        """Ask for something that is there or not, with an answer within so many seconds; otherwise as `asked`."""
         try:
-            return await self.client.get(path, read)
+            return await self.client.get(path, read, within=within)
         except EndpointError as error:
             self._note(path, error)
             return None

@@ -7,21 +7,20 @@ that they can be closed without an effect on others.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
-import importlib.metadata
 import inspect
 import logging
-import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from backends.endpoints.litellm_errors import known_secrets, translated
+from backends.endpoints.litellm_module import litellm
 from backends.endpoints.per_loop import PerLoop
-from backends.endpoints.replies import MalformedError
-from backends.errors import BackendClosedError, BackendError, EndpointError
+from backends.endpoints.secrets import cleaned, hidden
+from backends.endpoints.sending import EndpointClient
+from backends.errors import BackendError
 from backends.limits import Limiter
 from backends.retries import RetryPolicy
 
@@ -29,66 +28,19 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-_MALICIOUS = frozenset({"1.82.7", "1.82.8"})
-"""Releases that were not made by litellm's authors: they send credentials away."""
-_AT_IMPORT = {
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
-    "LITELLM_MODE": "PRODUCTION",
-}
-"""So that importing litellm fetches nothing, and no ``.env`` file of some folder becomes part of the environment."""
 _PATIENCE = 0.01
 """Seconds between two looks at whether litellm's thread is done with a request that was cancelled."""
-
-
-def _imported() -> Any:
-    """Import litellm, unless it is a release that must not run.
-
-    Raises:
-        ModuleNotFoundError: It is not installed.
-        BackendError: It is a malicious release.
-    """
-    version = importlib.metadata.version("litellm")
-    if version in _MALICIOUS:
-        raise BackendError(
-            f"litellm {version} is a malicious release that steals credentials; it was not imported. Install another "
-            "one with pip install --upgrade litellm, and replace the keys that this machine has"
-        )
-    with _environment(_AT_IMPORT):
-        module: Any = importlib.import_module("litellm")
-        # These are read when they are first needed, by which time the environment is the user's again.
-        importlib.import_module("litellm.anthropic_beta_headers_manager").get_provider_name("anthropic")
-    module.suppress_debug_info = True  # Otherwise it prints advice at each error.
-    return module
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables that are not set, for a while."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-
-
-litellm = _imported()
 _is_internal_call: ContextVar[bool] = importlib.import_module("litellm._internal_context").is_internal_call
 _ACOMPLETION = inspect.unwrap(litellm.acompletion).__code__
 
 
-class LiteLLMClient:
+class LiteLLMClient(EndpointClient["_Connections"]):
     """Connections to one model of one provider.
-
-    A client may be used from several event loops, one after the other or at once: each has connections of its own,
-    which end with it.
 
     Args:
         name: Names the model, for messages.
         arguments: Of every call of `litellm.acompletion`, the model and the key among them.
-        translate: Turns an error of litellm's into the one to raise, given the request's name.
+        secrets: Keys among them, which are not to be shown.
         retries: What is tried again, how often and for how long.
         limiter: Most requests at the same time; one keeps its place while it waits to be tried again.
         timeout: Seconds that a single try may take.
@@ -99,17 +51,14 @@ class LiteLLMClient:
         name: str,
         arguments: Mapping[str, Any],
         *,
-        translate: Callable[[Exception, str], BackendError],
+        secrets: Iterable[str],
         retries: RetryPolicy,
         limiter: Limiter,
         timeout: float,
     ) -> None:
         """Connect to nothing yet."""
-        self._name = name
-        self._translate = translate
-        self._retries = retries
+        self._secrets = frozenset(secrets)
         self._limiter = limiter
-        self._timeout = timeout
         self._arguments = {
             **arguments,
             "timeout": timeout,
@@ -119,8 +68,8 @@ class LiteLLMClient:
             # An answer out of a cache is no draw.
             "cache": {"no-cache": True, "no-store": True},
         }
-        self._connections = PerLoop(_Connections, _Connections.close)
-        self._closed = False
+        connections = PerLoop(name, lambda: _Connections(self._hide), _Connections.close)
+        super().__init__(connections, retries=retries, timeout=timeout)
 
     async def ask(self, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
         """Send a request, and return what `read` makes of litellm's answer.
@@ -136,59 +85,35 @@ class LiteLLMClient:
             ContextLengthError: The provider finds it too long.
             BackendClosedError: The client is closed.
         """
-        number = f"ets-{uuid.uuid4().hex[:16]}"
-        tries = 0
 
-        async def once() -> T:
-            nonlocal tries
-            tries += 1
-            return await self._once(body, read, f"{number}-{tries}")
+        async def ask(connections: _Connections, number: str) -> Any:
+            return await _outcome(connections.begin({**self._arguments, **body, "litellm_call_id": number}))
 
         async with self._limiter.place(begun=True):
-            return await self._retries.call(once, what=f"{self._name} [{number}]")
+            return await self._send(self._connections.name, ask, read)
 
-    async def aclose(self) -> None:
-        """Close all connections; requests under way fail with `BackendClosedError`."""
-        self._closed = True
-        await self._connections.aclose()
+    def _translated(self, error: Exception, request: str) -> BackendError:
+        return translated(error, request, timeout=self._timeout, clean=self.clean)
 
-    def check_open(self) -> None:
-        """Refuse to be used after `aclose`."""
-        if self._closed:
-            raise BackendClosedError(f"{self._name} is closed")
+    def clean(self, text: str) -> str:
+        """Return a text of the provider's as it can be shown."""
+        return cleaned(text, known_secrets(self._secrets))
 
-    async def _once(self, body: Mapping[str, Any], read: Callable[[Any], T], number: str) -> T:
-        """Send a request once."""
-        self.check_open()
-        connections = await self._connections.get()
-        request = f"{self._name} [{number}]"
-        task = connections.begin({**self._arguments, **body, "litellm_call_id": number})
-        try:
-            async with asyncio.timeout(self._timeout) as limit:
-                answer = await _outcome(task)
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if self._closed and current is not None and not current.cancelling():
-                raise BackendClosedError(f"{self._name} was closed during {request}") from None
-            raise
-        except Exception as error:
-            if limit.expired():
-                raise EndpointError(f"{request}: no answer within {self._timeout:g} s", retryable=True) from None
-            # Without a cause: litellm's own errors may repeat what the provider said of the key.
-            raise self._translate(error, request) from None
-        try:
-            return read(answer)
-        except MalformedError as error:
-            raise EndpointError(f"{request}: the answer cannot be used: {error}", retryable=True) from error
+    def _hide(self, text: str) -> str:
+        return hidden(text, known_secrets(self._secrets))
 
 
 class _Connections:
     """Calls of litellm in one event loop, and the HTTP clients that it makes for them.
 
     It stands in for litellm's own cache of clients, in these calls only.
+
+    Args:
+        hide: Returns a text without keys.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hide: Callable[[str], str]) -> None:
+        self.hide = hide
         self._cache = importlib.import_module("litellm.caching.llm_caching_handler").LLMClientCache()
         self._made: WeakSet[Any] = WeakSet()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -235,6 +160,21 @@ class _Connections:
 
 
 _connections: ContextVar[_Connections | None] = ContextVar("litellm_connections", default=None)
+
+
+class _NoKeys(logging.Filter):
+    """Takes the keys of a backend's calls out of what litellm logs of them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if (call := _connections.get()) is not None:
+            record.msg, record.args = call.hide(record.getMessage()), None
+            if record.exc_info:
+                record.exc_text = call.hide(logging.Formatter().formatException(record.exc_info))
+                record.exc_info = None
+        return True
+
+
+logging.getLogger("LiteLLM").addFilter(_NoKeys())
 
 
 class _Switch:

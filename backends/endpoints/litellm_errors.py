@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import httpx
 import openai
 
-from backends.endpoints.litellm_client import litellm
-from backends.endpoints.statuses import may_pass, retry_after
+from backends.endpoints import statuses
+from backends.endpoints.litellm_module import litellm
+from backends.endpoints.secrets import secrets_of
 from backends.errors import BackendError, CapabilityError, ContextLengthError, EndpointError, MissingExtraError
 
-_SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)$", re.IGNORECASE)
-"""Names of settings that are not to be shown."""
-_HOLDERS = re.compile(r"^(?:extra_|default_)?headers$|CREDENTIALS", re.IGNORECASE)
-"""Names of settings in which nothing is to be shown."""
-_SCHEME = re.compile(r"^(?:Bearer|Basic|Token|Key) +", re.IGNORECASE)
-"""What stands before the key in a header; some providers repeat the key alone."""
-_SHORTEST_SECRET = 8
-"""Shorter settings of that kind are placeholders, and words of ordinary messages."""
-_LONGEST_MESSAGE = 500
 _NO_KEY = re.compile(r"missing credentials|(?:api|access)[_ ]?key.{0,60}(?:must be set|is missing|is required)", re.I)
 _CLASSES = re.compile(r"^(?:(?:litellm\.)?\w*Error: )+")
 """Names of errors, which litellm puts before a message; where the connection failed, it says InternalServerError."""
@@ -30,18 +21,18 @@ _ADVICE = " To drop "
 """Where litellm begins to say how a refused parameter could be ignored."""
 
 
-def translated(error: Exception, request: str, *, timeout: float, secrets: Iterable[str]) -> BackendError:
+def translated(error: Exception, request: str, *, timeout: float, clean: Callable[[str], str]) -> BackendError:
     """Return the error to raise for one of litellm's.
 
     Args:
         error: What litellm raised.
         request: Names the request, for the message.
         timeout: Seconds that it might take.
-        secrets: Keys that the message must not contain, besides those of the environment.
+        clean: Returns a text of the provider's as it can be shown.
     """
     if isinstance(error, ImportError):
         return MissingExtraError(f"{request}: this provider needs {error.name}: pip install {error.name}")
-    message = _clean(_CLASSES.sub("", " ".join(str(error).split())), secrets)
+    message = _CLASSES.sub("", clean(str(error)))
     if isinstance(error, litellm.exceptions.UnsupportedParamsError):
         return CapabilityError(f"{request}: {message.split(_ADVICE)[0]}")
     if isinstance(error, litellm.exceptions.ContextWindowExceededError):
@@ -57,42 +48,20 @@ def translated(error: Exception, request: str, *, timeout: float, secrets: Itera
         if _NO_KEY.search(message):
             return EndpointError(f"{request}: {message}; give the key as api_key, or in the provider's variable")
         return EndpointError(f"{request}: {message}", retryable=True)
-    text = f"{request}: the provider answered {status}: {message}"
-    if status in {401, 403}:
-        text += "; check the key (the argument api_key, or the provider's environment variable)"
-    if status == 404:
-        text += "; check the model's name and the address"
-    return EndpointError(text, status=status, retryable=_retryable(error, status), retry_after=retry_after(headers))
+    return statuses.failure(
+        f"{request}: the provider answered {status}: {message}",
+        status,
+        headers=headers,
+        code=f"{getattr(error, 'code', '')} {error}",
+        key_hint="the argument api_key, or the provider's environment variable",
+    )
 
 
-def secrets_of(settings: Mapping[str, Any]) -> list[str]:
-    """Return what is secret among settings, and among those within them, going by their names."""
-    found = [part for value in _secrets("", settings) for part in (value, _SCHEME.sub("", value))]
-    return [value for value in found if len(value) >= _SHORTEST_SECRET]
-
-
-def _secrets(name: str, value: object, *, held: bool = False) -> Iterator[str]:
-    """Yield the secrets of a setting; all that it holds are, where it is held by one of which nothing is shown."""
-    held = held or _HOLDERS.search(name) is not None
-    if isinstance(value, str):
-        if held or _SECRET.search(name):
-            yield value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _secrets(str(key), inner, held=held)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _secrets(name, inner, held=held)
-
-
-def _clean(text: str, secrets: Iterable[str]) -> str:
-    """Return a provider's text without keys, which some repeat in their messages."""
-    # Of litellm's own settings, which are all that its module holds, only those are looked into that are sent.
+def known_secrets(given: Iterable[str]) -> set[str]:
+    """Return some secrets together with those of the environment and of litellm's own settings."""
+    # Of all that litellm's module holds, only those are looked into that are sent.
     own = {name: value for name, value in vars(litellm).items() if isinstance(value, str) or name == "headers"}
-    known = {*secrets, *secrets_of(os.environ), *secrets_of(own)}
-    for secret in sorted(known, key=len, reverse=True):
-        text = text.replace(secret, "(key)")
-    return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
+    return {*given, *secrets_of(os.environ), *secrets_of(own)}
 
 
 def _headers(error: openai.OpenAIError) -> Mapping[str, str]:
@@ -105,9 +74,3 @@ def _status(error: openai.OpenAIError, *, answered: bool) -> int | None:
     """Return the HTTP status of the answer; litellm makes one up where the connection failed."""
     status = getattr(error, "status_code", None)
     return status if isinstance(status, int) and (answered or status != 500) else None
-
-
-def _retryable(error: openai.OpenAIError, status: int) -> bool:
-    if "insufficient_quota" in f"{getattr(error, 'code', '')} {error}":  # A 429 that waiting does not help.
-        return False
-    return may_pass(status)

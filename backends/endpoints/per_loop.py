@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
+from backends.errors import BackendClosedError
+
 T = TypeVar("T")
 
 
@@ -14,28 +16,52 @@ class PerLoop(Generic[T]):
     """Makes a thing when an event loop first asks for it, and closes it when that loop ends.
 
     Args:
-        make: Makes it.
+        name: What the things belong to, for messages.
+        make: Makes one.
         close: Closes it, in its own event loop.
     """
 
-    def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[Any]]) -> None:
+    def __init__(self, name: str, make: Callable[[], T], close: Callable[[T], Awaitable[Any]]) -> None:
         """Make nothing yet."""
+        self.name = name
         self._make = make
         self._close = close
         self._open: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[Any]]] = WeakKeyDictionary()
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more are made."""
+        return self._closed
+
+    def check_open(self) -> None:
+        """Raise `BackendClosedError` where no more are made."""
+        if self._closed:
+            raise BackendClosedError(f"{self.name} is closed")
 
     async def get(self) -> T:
-        """Return the thing of the running event loop."""
+        """Return the thing of the running event loop.
+
+        Raises:
+            BackendClosedError: No more are made.
+        """
+        self.check_open()
         loop = asyncio.get_running_loop()
-        if loop not in self._open:
-            made = self._make()
-            lifetime = self._lifetime(made)
-            self._open[loop] = made, lifetime
-            await anext(lifetime)
-        return self._open[loop][0]
+        if (known := self._open.get(loop)) is not None:
+            return known[0]
+        made = self._make()
+        lifetime = self._lifetime(made)
+        self._open[loop] = made, lifetime
+        await anext(lifetime)
+        return made
+
+    def refuse(self) -> None:
+        """Make no more from now on."""
+        self._closed = True
 
     async def aclose(self) -> None:
-        """Close all of them; those of other threads' loops a little later."""
+        """Close all of them, those of other threads' loops a little later, and make no more."""
+        self.refuse()
         here = asyncio.get_running_loop()
         open_ = list(self._open.items())
         self._open.clear()  # At once, so that two who close at the same time do not close the same ones.

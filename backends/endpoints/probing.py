@@ -35,7 +35,7 @@ _DRAWING = frozenset({"/completions", "/chat/completions"})
 """Paths that a server needs; of other ones it may do without."""
 
 
-async def find_dialect(client: Client, model: str, *, api: Api = "auto") -> Dialect:
+async def find_dialect(client: Client, model: str, *, api: Api = "auto", first_within: float | None = None) -> Dialect:
     """Return the most capable way to ask a server for a model.
 
     What fails, and is not needed, is warned of and done without.
@@ -44,6 +44,7 @@ async def find_dialect(client: Client, model: str, *, api: Api = "auto") -> Dial
         client: The connection.
         model: The model's name on the server.
         api: The way to ask, where it is not to be found out.
+        first_within: Seconds that the server has for any answer to the first request.
 
     Raises:
         BackendError: The server does not understand what is asked for, or has no such model.
@@ -55,9 +56,9 @@ async def find_dialect(client: Client, model: str, *, api: Api = "auto") -> Dial
         "completions": lambda _: _by_text(server),
         "chat": lambda _: _by_chat(server),
     }
-    if api != "auto" and api not in ways:
+    if api not in ("auto", *ways):
         raise BackendError(f"api is {api!r}; allowed: auto, {', '.join(ways)}")
-    models = await server.listed("/models", _lengths) or {}
+    models = await server.listed("/models", _lengths, within=first_within) or {}
     for name, way in ways.items():
         if api in ("auto", name) and (dialect := await way(models.get(model))) is not None:
             _log.info("%s at %s is asked by %s: %s", shown(model), client.url, name, dialect.capabilities)

@@ -1,4 +1,4 @@
-"""What HTTP statuses and headers say about sending a request again."""
+"""What HTTP statuses and headers say of a failed request, and of sending it again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping
 from datetime import UTC
 
+from backends.errors import EndpointError
+
 _log = logging.getLogger(__name__)
 
 _RETRYABLE = frozenset({408, 409, 425, 429})
@@ -17,6 +19,28 @@ _HOPELESS = frozenset({501, 505})
 """Statuses from 500 on after which it cannot."""
 _LONGEST_WAIT = 86400.0
 """Seconds."""
+_SPENT = "insufficient_quota"
+"""What OpenAI calls a 429 that waiting does not help."""
+
+
+def failure(text: str, status: int, *, headers: Mapping[str, str], code: str, key_hint: str) -> EndpointError:
+    """Return the error for an answer that is none.
+
+    Args:
+        text: What failed, and what the server said.
+        status: The answer's.
+        headers: The answer's, with names in any case.
+        code: What the server calls the error, or a text that has it somewhere.
+        key_hint: What to check when the server refuses the key.
+    """
+    advice = ""
+    if status in {401, 403}:
+        advice = f"; check the key ({key_hint})"
+    if status == 404:
+        advice = "; check the model's name and the address"
+    wish = headers.get("x-should-retry")
+    retryable = wish == "true" if wish in {"true", "false"} else may_pass(status) and _SPENT not in code
+    return EndpointError(text + advice, status=status, retryable=retryable, retry_after=retry_after(headers))
 
 
 def may_pass(status: int) -> bool:

@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from backends import EndpointError, Pool, SamplingParams, State
-from backends.concurrency import FirstFailure, all_of
+from backends.concurrency import FirstFailure, all_of, run_in_thread
 from backends.enumerable import EnumerableBackend
 from backends.wrapper import BackendWrapper
 from ets_agent import ETS
@@ -249,3 +249,13 @@ async def test_a_run_over_a_pool_whose_members_fail_keeps_its_deadline(timeout: 
     result = await ets.complete("a question", timeout=timeout)
     assert result.finish_reason == "timeout"
     assert now() <= max(timeout, 2.0) + 2.0
+
+
+async def test_code_that_is_not_async_can_await_something_within_an_event_loop() -> None:
+    async def working(result: int) -> int:
+        await asyncio.sleep(0)
+        return 1 // result
+
+    assert run_in_thread(working(1)) == 1
+    with pytest.raises(ZeroDivisionError):
+        run_in_thread(working(0))

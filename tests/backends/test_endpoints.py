@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import html
 import json
 import math
 import random
@@ -13,14 +14,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 from pydantic import SecretStr
 
-from backends import BackendError, CapabilityError, ContextLengthError, EndpointError, PromptError, SamplingParams
+from backends import (
+    BackendClosedError,
+    BackendError,
+    CapabilityError,
+    ContextLengthError,
+    EndpointError,
+    PromptError,
+    SamplingParams,
+)
 from backends.base import Capabilities, State
 from backends.endpoints import replies
-from backends.endpoints.addresses import credentials, shown, split, valid
+from backends.endpoints.addresses import credentials, shown, shown_url, split, valid
 from backends.endpoints.backend import EndpointBackend
 from backends.endpoints.by_text import TextDialect
 from backends.endpoints.by_tokens import TokenDialect
@@ -28,6 +38,7 @@ from backends.endpoints.client import Client
 from backends.endpoints.dialects import EndpointState, ids_of, messages_of, text_of
 from backends.endpoints.per_loop import PerLoop
 from backends.endpoints.replies import MalformedError
+from backends.endpoints.secrets import hidden
 from backends.endpoints.statuses import may_pass, retry_after
 from backends.limits import Limiter
 from backends.openai import OpenAIBackend, connect_openai
@@ -241,6 +252,69 @@ def test_dates_are_in_utc_wherever_this_is(zone: str, form: str, monkeypatch: py
         time.tzset()
 
 
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://me:p@ss@a/v1?key=secret", "http://a/v1"),
+        ("me:secret@a/v1", "a/v1"),
+        ("https:me:secret@a/v1", "a/v1"),
+        ("//me:sec/ret@a/v1", "a/v1"),
+        ("http://me:sec?ret@a/v1", "http://…"),
+        ("http://a/v1?key=sec@ret", "http://…"),
+        ("HTTP://a:80/v1", "HTTP://a:80/v1"),
+        ("", ""),
+    ],
+)
+def test_an_address_is_shown_without_anything_secret(url: str, expected: str) -> None:
+    assert shown_url(url) == expected
+
+
+def escaped(secret: str) -> dict[str, str]:
+    """Return how a secret may look in what a server says."""
+    return {
+        "plain": secret,
+        "repr": repr(secret)[1:-1],
+        "repr within repr": repr(repr(f"<<{secret}>>")).partition("<<")[2].partition(">>")[0],
+        "JSON": json.dumps(secret)[1:-1],
+        "JSON within JSON": json.dumps(json.dumps(secret))[3:-3],
+        "percent signs": quote(secret, safe=""),
+        "form": quote_plus(secret),
+        "HTML": html.escape(secret),
+        "one space": " ".join(secret.split()),
+    }
+
+
+@pytest.mark.parametrize("way", escaped(""))
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-0123456789",
+        "sk-a\\b'c\"d-01",
+        "two  spaces\t01",
+        "<a&b>/c+d=e%f",
+        "pass-wörd-🙂-\\\\'1",
+        "()[]{}.*?^$|#~",
+        '"\\" "\\',
+    ],
+)
+def test_a_secret_is_found_however_it_is_written(secret: str, way: str) -> None:
+    said = f"what is {escaped(secret)[way]}, and why?"
+    assert hidden(said, [secret]) == "what is (key), and why?"
+
+
+def test_texts_without_secrets_are_left_alone() -> None:
+    text = 'a  b\\n "c" %20 cd-0123456 me-too'
+    assert hidden(text, ["", " ", "d-012345", "-too-long-0123"]) == 'a  b\\n "c" %20 c(key)6 me-too'
+    assert hidden("the name of me", ["me"]) == "the name of (key)", "a short one is a word of its own"
+    assert hidden("long-key long-key-and-more", ["long-key", "long-key-and-more"]) == "(key) (key)"
+
+
+def test_finding_a_secret_takes_no_time_in_a_text_made_to_take_long() -> None:
+    texts = ("\\" * 20_000, " " * 20_000, "\\n" * 10_000, "%20" * 10_000, '"\\' * 10_000)
+    for text in texts:
+        assert hidden(text, ['a\\\\\\" \\"b c', '"  \\"\\"']) == text
+
+
 def test_addresses_are_taken_apart() -> None:
     assert split("org/model@2@http://a/v1, https://b/v1") == ("org/model@2", ["http://a/v1", "https://b/v1"])
     assert not valid("http://a:0/v1")
@@ -395,14 +469,14 @@ async def test_the_address_in_the_name_counts_more_than_that_of_the_environment(
 # Connections of event loops
 
 
-async def test_things_of_other_event_loops_are_closed_there_and_new_ones_are_made_afterwards() -> None:
+async def test_things_of_other_event_loops_are_closed_there_and_no_new_ones_are_made_afterwards() -> None:
     closed: list[tuple[int, object]] = []
 
     async def close(thing: int) -> None:
         closed.append((thing, asyncio.get_running_loop()))
 
     made = iter(range(9))
-    things = PerLoop(lambda: next(made), close)
+    things = PerLoop("it", lambda: next(made), close)
     started = asyncio.Event()
     here = asyncio.get_running_loop()
 
@@ -417,11 +491,8 @@ async def test_things_of_other_event_loops_are_closed_there_and_new_ones_are_mad
     await started.wait()
     await things.aclose()
     assert closed == [(0, await there)]
-    assert (await things.get(), await things.get()) == (1, 1)
-    await things.aclose()
-    assert closed[1:] == [(1, here)]
-    assert await things.get() == 2
-    await things.aclose()
+    with pytest.raises(BackendClosedError, match="it is closed"):
+        await things.get()
 
 
 async def test_two_who_close_at_once_close_each_thing_once() -> None:
@@ -431,7 +502,7 @@ async def test_two_who_close_at_once_close_each_thing_once() -> None:
         await asyncio.sleep(0)
         closed.append(thing)
 
-    things = PerLoop(lambda: "it", close)
+    things = PerLoop("it", lambda: "it", close)
     await things.get()
     await asyncio.gather(things.aclose(), things.aclose())
     assert closed == ["it"]
@@ -443,7 +514,7 @@ async def test_the_end_of_an_event_loop_closes_its_thing() -> None:
     async def close(thing: str) -> None:
         closed.append(thing)
 
-    things = PerLoop(lambda: "connection", close)
+    things = PerLoop("it", lambda: "connection", close)
     await asyncio.to_thread(lambda: asyncio.run(things.get()))
     assert closed == ["connection"]
 

@@ -25,6 +25,7 @@ from backends import (
     PromptError,
     SamplingParams,
     UnknownModelError,
+    UnreachableError,
 )
 from backends.endpoints import addresses
 from backends.endpoints.client import Client
@@ -516,6 +517,15 @@ async def test_keys_that_a_server_repeats_are_cut_out() -> None:
         assert not [secret for secret in (user, password, encoded[:20]) if secret in said]
 
 
+@pytest.mark.parametrize("key", ["sk-a\\b'c\"d-0123456789", "two  spaces-key-0123456"])
+@pytest.mark.parametrize("wrapped", [str, lambda said: {"foo": said}, lambda said: {"detail": [{"input": said}]}])
+async def test_a_key_that_a_server_repeats_within_something_is_cut_out(key: str, wrapped: Callable[[str], Any]) -> None:
+    async with answering(lambda path, body, headers: (401, {"error": wrapped(f"bad {key}")})) as stub:
+        with pytest.raises(EndpointError, match=r"401: .*bad \(key\)") as caught:
+            await connect(stub, api_key=key)
+    assert "0123456" not in everything_said(caught.value)
+
+
 async def test_what_a_server_says_of_its_answer_is_cleaned_and_short() -> None:
     def strange(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
         return 200, {"choices": [{"index": 0, "text": "x", "finish_reason": f"{KEY} " * 200}], "data": []}
@@ -559,6 +569,81 @@ async def test_other_servers_are_not_told_whose_customer_one_is_of_openai(monkey
     sdk = client._sdk()
     assert sdk.default_headers["OpenAI-Organization"] == "org-1"
     await sdk.close()
+
+
+@pytest.mark.parametrize("line", ["Authorization: Bearer other", "AUTHORIZATION:Bearer other", ": x\nno header"])
+async def test_a_server_is_told_its_own_key_whatever_headers_the_environment_has_for_openai(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", line)
+    told: list[str | None] = []
+
+    def listening(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        told.append(headers.get("authorization"))
+        return completions_only(path, body, headers)
+
+    async with answering(listening) as stub:
+        address = stub.base_url.replace("//", "//me:hidden@")
+        for url, key, expected in (
+            (stub.base_url, KEY, f"Bearer {KEY}"),
+            (stub.base_url, None, None),
+            (address, None, f"Basic {base64.b64encode(b'me:hidden').decode()}"),
+        ):
+            told.clear()
+            async with await OpenAIBackend.connect("m", url, api_key=key, retries=QUICK):
+                assert set(told) == {expected}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"timeout": "60"}, "timeout is '60'; allowed: a finite number"),
+        ({"timeout": None}, "timeout is None"),
+        ({"connect_timeout": 0}, "connect_timeout is 0"),
+        ({"connect_timeout": None}, "connect_timeout is None"),
+        ({"api_key": 5}, "api_key is of type int; allowed: a text"),
+        ({"retries": 3}, "retries is 3; allowed: a RetryPolicy"),
+        ({"max_concurrency": "8"}, "max_concurrency is '8'; allowed: a whole number"),
+        ({"api": ["chat"]}, r"api is \['chat'\]; allowed: auto"),
+        ({"base_url": None}, "the address is None; allowed: a text"),
+        ({"model": None}, "the model is None; allowed: a name"),
+    ],
+    ids=str,
+)
+async def test_arguments_of_another_kind_are_refused_at_once(options: dict[str, Any], said: str) -> None:
+    async with answering(completions_only) as stub:
+        with pytest.raises(BackendError, match=said):
+            await OpenAIBackend.connect(**{"model": "m", "base_url": stub.base_url, "retries": ONCE} | options)
+        assert not stub.asked
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://256.1.1.1:80/v1",
+        "http://é..com/v1",
+        "http://h\x7f/v1",
+        "http://h/v1\n",
+        "http://127.0.0.1:9/" + "a" * 70_000,
+        f"http://{'a' * 70}.com/v1",
+        "http://\u2025/v1",
+    ],
+    ids=lambda url: url[:30],
+)
+async def test_an_address_that_is_none_is_an_error_of_ours(url: str) -> None:
+    with pytest.raises(BackendError) as caught:
+        await OpenAIBackend.connect("m", url, retries=ONCE)
+    assert len(str(caught.value)) < 500
+    with pytest.raises(BackendError):
+        await backends.connect(f"vllm/m@{url}", retries=ONCE)
+
+
+async def test_an_address_in_the_environment_is_shown_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in ("user:s3cret@host/v1", "http:/user:s3cret@host/v1", "https:user:s3cret@host/v1"):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        with pytest.raises(BackendError, match="the address 'host/v1' is no http") as caught:
+            await backends.connect("openai/m")
+        assert "s3cret" not in everything_said(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -628,6 +713,76 @@ async def test_json_that_is_nested_without_end_is_no_answer() -> None:
 
 
 # Time
+
+
+async def test_a_server_that_never_answers_is_given_up_after_the_time_for_the_first_contact() -> None:
+    connections: list[asyncio.Task[Any] | None] = []
+
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(wait, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    patient: dict[str, Any] = {"retries": RetryPolicy(attempts=100, deadline=None), "connect_timeout": 0.2}
+    for connecting in (OpenAIBackend.connect("m", url, **patient), backends.connect(f"vllm/m@{url}", **patient)):
+        with pytest.raises(UnreachableError, match=r"no answer within 0\.2 s, which connect_timeout allows") as caught:
+            async with asyncio.timeout(30):
+                await connecting
+        assert url in str(caught.value)
+    server.close()
+    await server.wait_closed()
+    await asyncio.wait([task for task in connections if task is not None], timeout=10)
+    assert len(connections) == 2
+
+
+async def test_only_the_list_of_models_has_to_come_in_the_time_for_the_first_contact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bounded: dict[str, float | None] = {}
+    send = Client._send
+
+    async def noted(self: Client, what: str, *args: Any, within: float | None = None) -> Any:
+        bounded[what.rpartition("/")[2]] = within
+        return await send(self, what, *args, within=within)
+
+    monkeypatch.setattr(Client, "_send", noted)
+    async with answering(completions_only) as stub, await connect(stub, connect_timeout=7.0):
+        pass
+    assert bounded == {"models": 7.0, "tokenize": None, "completions": None}
+
+
+async def test_a_server_that_is_not_up_yet_is_waited_for_as_long_as_the_retries_say() -> None:
+    left = [(503, {"error": {"message": "loading"}})] * 5
+
+    def loading(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        return left.pop() if left else completions_only(path, body, headers)
+
+    patient = RetryPolicy(attempts=10, first_delay=0.1, longest_delay=0.1)
+    async with answering(loading) as stub, await connect(stub, retries=patient, connect_timeout=5.0):
+        assert not left
+
+
+async def test_requests_that_wait_for_their_turn_are_not_sent_after_closing() -> None:
+    for rounds in range(0, 10, 2):
+        with FakeServer(ScriptedModel(SCRIPT)) as server:
+            backend = await connect_fake(server)
+            server.faults = FaultPlan.always("hang")
+            state = await backend.begin(QUESTION, max_tokens=20, params=PLAIN)
+            known = server.records.total
+            calls = [asyncio.create_task(backend.extend(state, 1, tokens=20, seed=seed)) for seed in range(24)]
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            await backend.aclose()
+            async with asyncio.timeout(20):
+                for outcome in await asyncio.gather(*calls, return_exceptions=True):
+                    assert isinstance(outcome, BackendClosedError), outcome
+            await asyncio.to_thread(server.wait_idle)
+            # Those of the turn that was under way may have reached it.
+            assert server.records.total - known <= 8
 
 
 async def test_a_try_ends_in_its_time_however_slowly_a_server_sends() -> None:

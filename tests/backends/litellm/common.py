@@ -7,7 +7,7 @@ from typing import Any
 
 import backends
 from backends import Completion, SamplingParams
-from backends.endpoints.litellm_client import litellm
+from backends.endpoints.litellm_module import litellm
 from backends.litellm import LiteLLMBackend
 from backends.retries import RetryPolicy
 from tests.fake_server import FakeServer

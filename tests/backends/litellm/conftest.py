@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from backends.endpoints.litellm_client import litellm
+from backends.endpoints.litellm_module import litellm
 from tests.fake_server import FakeServer, ScriptedModel
 
 from .common import KEY, MODELS, SCRIPT, Stub

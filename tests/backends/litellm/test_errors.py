@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from backends import BackendError, CapabilityError, ContextLengthError, EndpointError, MissingExtraError, QueueFullError
-from backends.endpoints.litellm_client import litellm
+from backends.endpoints.litellm_module import litellm
 from backends.limits import Limited, Limiter
 from backends.litellm import LiteLLMBackend
 from backends.retries import RetryPolicy
@@ -195,6 +195,31 @@ async def test_what_is_no_secret_among_extra_arguments_is_shown(stub: Stub) -> N
     async with LiteLLMBackend("openai/x", api_key=KEY, extra=extra, retries=ONCE) as backend:
         with pytest.raises(EndpointError, match="refused: model-of-theirs in region-of-theirs"):
             await draws(backend, 1)
+
+
+@pytest.mark.parametrize("key", ["sk-a\\b'c\"d-0123456789", "two  spaces-key-0123456"])
+async def test_a_key_is_found_however_it_is_written(stub: Stub, key: str) -> None:
+    stub.outcome = error("BadRequestError", f"refused: { ({'said': key}) }, {key}")
+    async with LiteLLMBackend("openai/x", api_key=key, retries=ONCE) as backend:
+        with pytest.raises(EndpointError, match=r"refused: .*\(key\).*, \(key\)") as caught:
+            await draws(backend, 1)
+    assert "0123456" not in str(caught.value)
+
+
+async def test_what_litellm_logs_of_a_call_shows_no_key(
+    server: FakeServer, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "LiteLLM")
+    extra = {"extra_headers": {"X-Gateway": SECRET}}
+    async with at(server, model, extra=extra) as backend:
+        await draws(backend, 2)
+        server.faults = FaultPlan.always("server_error")
+        with pytest.raises(EndpointError):
+            await draws(backend, 2)
+    assert "X-Gateway" in caplog.text
+    assert SECRET not in caplog.text
+    assert KEY not in caplog.text
 
 
 async def test_headers_that_litellm_itself_sends_are_kept_out_of_messages(

@@ -16,8 +16,8 @@ import pytest
 
 import backends
 from backends import BackendClosedError, BackendError, CapabilityError, UnknownModelError
-from backends.endpoints import litellm_client
-from backends.endpoints.litellm_client import litellm
+from backends.endpoints import litellm_module
+from backends.endpoints.litellm_module import litellm
 from backends.limits import Limiter
 from backends.litellm import LiteLLMBackend
 from ets_agent import ETS
@@ -134,6 +134,28 @@ async def test_requests_that_waited_when_the_backend_was_closed_are_not_sent(ser
     assert server.records.total == 1
 
 
+async def test_requests_that_wait_for_their_turn_are_not_sent_after_closing(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: list[int] = []
+
+    async def forever(**arguments: Any) -> None:
+        reached.append(1)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(litellm, "acompletion", forever)
+    backend = at(server)
+    calls = [asyncio.create_task(draws(backend, 1, seed=seed)) for seed in range(24)]
+    while not reached:
+        await asyncio.sleep(0)
+    await backend.aclose()
+    async with asyncio.timeout(20):
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(outcome, BackendClosedError), outcome
+    assert len(reached) < 24, "no more go on in one round of the event loop than may"
+    assert not others()
+
+
 async def test_a_call_that_is_cancelled_while_its_backend_is_closed_counts_as_cancelled(server: FakeServer) -> None:
     server.faults = FaultPlan.always("hang")
     backend = at(server)
@@ -228,7 +250,7 @@ def test_malicious_releases_are_not_imported(version: str, monkeypatch: pytest.M
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
     monkeypatch.delitem(sys.modules, "litellm")
     with pytest.raises(BackendError, match=f"litellm {version} is a malicious release"):
-        litellm_client._imported()
+        litellm_module._imported()
     assert "litellm" not in sys.modules
 
 

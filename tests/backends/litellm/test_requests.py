@@ -19,7 +19,7 @@ from backends import (
     SamplingParams,
     UnknownModelError,
 )
-from backends.endpoints.litellm_client import litellm
+from backends.endpoints.litellm_module import litellm
 from backends.litellm import LiteLLMBackend
 from backends.retries import RetryPolicy
 from backends.service import Service
@@ -246,6 +246,14 @@ def test_a_provider_that_litellm_does_not_have_is_said(model: str, capsys: pytes
         ({"api_base": "localhost:8000"}, "no http"),
         ({"api_base": "ftp://me:hidden@host/"}, "no http"),
         ({"api_base": "http://me:hidden@host/v1"}, "has a user"),
+        ({"api_base": "me:hidden@host/v1"}, "the address 'host/v1' is no http"),
+        ({"api_base": "http://256.1.1.1/v1"}, "no http"),
+        ({"api_base": 5}, "the address is 5"),
+        ({"timeout": "3"}, "timeout is '3'"),
+        ({"retries": 3}, "retries is 3"),
+        ({"api_key": 5}, "api_key is of type int"),
+        ({"model": None}, "the model is None"),
+        ({"extra": ["a"]}, "extra is a list"),
         ({"api_base": "http://host/v1?key=hidden"}, "has a query"),
         ({"extra": {"temperature": 0.1}}, "must not hold 'temperature'"),
         ({"extra": {"fallbacks": ["other"]}}, "must not hold 'fallbacks'"),
@@ -253,7 +261,20 @@ def test_a_provider_that_litellm_does_not_have_is_said(model: str, capsys: pytes
 )
 def test_arguments_out_of_range_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(BackendError, match=said) as caught:
-        LiteLLMBackend("openai/x", **options)
+        LiteLLMBackend(**{"model": "openai/x"} | options)
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model_alias_map", {"openai/x": "hidden"}), ("model_fallbacks", ["hidden"]), ("model_fallbacks", [])],
+)
+def test_settings_of_litellms_that_ask_another_model_are_refused(
+    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(litellm, name, value)
+    with pytest.raises(BackendError, match=rf"litellm\.{name} is set") as caught:
+        LiteLLMBackend("openai/x")
     assert "hidden" not in str(caught.value)
 
 

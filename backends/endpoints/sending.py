@@ -1,0 +1,153 @@
+"""`EndpointClient`: what sending a request takes, whatever it is sent with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from backends.endpoints.per_loop import PerLoop
+from backends.endpoints.replies import MalformedError
+from backends.errors import BackendClosedError, BackendError, EndpointError, UnreachableError
+from backends.retries import RetryPolicy
+from backends.turns import take_turn
+
+C = TypeVar("C")
+T = TypeVar("T")
+
+
+class EndpointClient(ABC, Generic[C]):
+    """Sends requests: in turns, tried again, each try in its time, and none after closing.
+
+    A client may be used from several event loops, one after the other or at once: each has connections of its own,
+    which end with it.
+
+    Args:
+        connections: What is sent with.
+        retries: What is tried again, how often and for how long.
+        timeout: Seconds that a single try may take, from connecting to the last byte.
+    """
+
+    def __init__(self, connections: PerLoop[C], *, retries: RetryPolicy, timeout: float) -> None:
+        """Connect to nothing yet."""
+        self._connections = connections
+        self._retries = retries
+        self._timeout = timeout
+        self._under_way: set[tuple[asyncio.AbstractEventLoop, asyncio.Timeout]] = set()
+
+    async def aclose(self) -> None:
+        """Close all connections; requests under way fail with `BackendClosedError`, and those that wait, too."""
+        self._connections.refuse()
+        here = asyncio.get_running_loop()
+        for loop, limit in list(self._under_way):
+            if loop is here:
+                _end(limit)
+            else:
+                with contextlib.suppress(RuntimeError):  # That loop is closed, and with it all that was in it.
+                    loop.call_soon_threadsafe(_end, limit)
+        await self._connections.aclose()
+
+    def check_open(self) -> None:
+        """Refuse to be used after `aclose`."""
+        self._connections.check_open()
+
+    @abstractmethod
+    def _translated(self, error: Exception, request: str) -> BackendError:
+        """Return the error to raise for one that sending a request has raised; it is shown no cause."""
+
+    @abstractmethod
+    def clean(self, text: str) -> str:
+        """Return a text of the server's as it can be shown."""
+
+    async def _send(
+        self,
+        what: str,
+        ask: Callable[[C, str], Awaitable[Any]],
+        read: Callable[[Any], T],
+        *,
+        within: float | None = None,
+    ) -> T:
+        """Send a request, and return what `read` makes of the answer.
+
+        Args:
+            what: Names the request, for messages.
+            ask: Sends it once, given connections and a number for this try.
+            read: Turns the answer into what is wanted; raises `MalformedError` where it cannot, and the request is sent
+                again.
+            within: Seconds after which no answer means that there is no server, if fewer than those of a try.
+
+        Raises:
+            BackendError: It failed for good; the message names the request.
+        """
+        number = f"ets-{uuid.uuid4().hex[:16]}"
+        tries = itertools.count(1)
+
+        async def once() -> T:
+            return await self._once(what, f"{number}-{next(tries)}", ask, read, within)
+
+        return await self._retries.call(once, what=f"{what} [{number}]")
+
+    async def _once(
+        self,
+        what: str,
+        number: str,
+        ask: Callable[[C, str], Awaitable[Any]],
+        read: Callable[[Any], T],
+        within: float | None,
+    ) -> T:
+        await take_turn()  # Thirty answers that come at once, and the requests that follow them, take 40 ms.
+        request = f"{what} [{number}]"
+        contact = within is not None and within < self._timeout
+        seconds = within if within is not None and contact else self._timeout
+        limit: asyncio.Timeout | None = None
+        failure: BackendError
+        try:
+            connection = await self._connections.get()  # Making one takes long, and is not the server's time.
+            async with asyncio.timeout(seconds) as limit:
+                with self._noted(limit):
+                    answer = await ask(connection, number)
+        except BackendError:
+            raise
+        except Exception as error:
+            if self._connections.closed:
+                failure = BackendClosedError(f"{self._connections.name} was closed during {request}")
+            elif limit is not None and limit.expired():
+                late = f"{request}: no answer within {seconds:g} s"
+                failure = (
+                    UnreachableError(f"{late}, which connect_timeout allows")
+                    if contact
+                    else EndpointError(late, retryable=True)
+                )
+            else:
+                failure = self._translated(error, request)
+        else:
+            try:
+                return read(answer)
+            except MalformedError as error:
+                reason = self.clean(str(error))
+                failure = EndpointError(f"{request}: the answer cannot be used: {reason}", retryable=True)
+        # Here, where it has no cause: the others may repeat what the server said of the key.
+        raise failure
+
+    @contextlib.contextmanager
+    def _noted(self, limit: asyncio.Timeout) -> Iterator[None]:
+        """Keep a try's limit of time while it is under way, by which `aclose` ends it.
+
+        Closing connections would not do: a try that is only about to connect would go on, over a new one.
+        """
+        noted = asyncio.get_running_loop(), limit
+        self._under_way.add(noted)
+        try:
+            self.check_open()
+            yield
+        finally:
+            self._under_way.discard(noted)
+
+
+def _end(limit: asyncio.Timeout) -> None:
+    with contextlib.suppress(RuntimeError):  # It is over already.
+        limit.reschedule(0.0)

@@ -1,4 +1,4 @@
-"""An event loop for tests whose clock does not run but jumps, so that waits are exact and take no time."""
+"""Clocks for tests: an event loop whose clock jumps instead of running, so that waits are exact and take no time."""
 
 from __future__ import annotations
 
@@ -46,3 +46,10 @@ def timeless(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., No
 
 def now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def pass_time(seconds: float) -> None:
+    """Let it be so much later in the running loop, whatever kind it is."""
+    loop: Any = asyncio.get_running_loop()
+    before = loop.time
+    loop.time = lambda: before() + seconds

@@ -30,6 +30,7 @@ from backends.openai import OpenAIBackend
 from backends.retries import RetryPolicy
 from ets_agent import ETS
 from tests.fake_server import KINDS, FakeServer, Fault, FaultPlan, ScriptedModel
+from tests.hurry import hurried
 
 SCRIPT = {"3 + 4 = 7 so #### 7": 3.0, "3 + 4 = 8 so #### 8": 1.0, "I think seven": 1.0}
 QUESTION = "What is 3 + 4?"
@@ -269,13 +270,15 @@ async def test_a_fault_that_passes_changes_nothing(kind: Any) -> None:
 
 async def test_a_server_that_hangs_is_given_up_in_time() -> None:
     with serve() as server:
-        async with await connect(server, timeout=0.05) as backend:
+        async with await connect(server) as backend:
             start = await backend.begin(QUESTION, max_tokens=20, params=PLAIN)
             server.faults = FaultPlan.always("hang")
-            with pytest.raises(EndpointError, match=r"no answer within 0.05 s \(gave up after 3 tries"):
+            with (
+                hurried(backend, 0.05),
+                pytest.raises(EndpointError, match=r"no answer within 0.05 s \(gave up after 3"),
+            ):
                 await backend.rollout([start], 1, seed=0)
             await asyncio.to_thread(server.wait_idle)
-            assert server.records.aborted == 3
 
 
 @pytest.mark.parametrize("as_date", [False, True])

@@ -189,7 +189,6 @@ class TestVetoes:
             (Gate(vetoing, length), [0, 1, None]),
             (Gate(length, vetoing), [-math.inf, 2, None]),
         ],
-        ids=repr,
     )
     async def test_what_a_part_forbids_is_forbidden(self, reward: Reward, expected: list[float | None]) -> None:
         assert await reward.score("q", self.GROUP) == expected

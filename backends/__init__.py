@@ -17,6 +17,16 @@ from backends.base import (
     State,
 )
 from backends.catalog import ModelInfo, available, connect, load
+from backends.contract import (
+    BackendContext,
+    as_completion,
+    check_budget,
+    check_continues,
+    check_counts,
+    check_prompt,
+    own_state,
+    row_seeds,
+)
 from backends.errors import (
     BackendClosedError,
     BackendError,
@@ -43,6 +53,7 @@ from backends.wrapper import BackendWrapper
 __all__ = [
     "Backend",
     "BackendClosedError",
+    "BackendContext",
     "BackendError",
     "BackendUsage",
     "BackendWrapper",
@@ -75,7 +86,14 @@ __all__ = [
     "UnknownModelError",
     "UnreachableError",
     "UnusableDrawError",
+    "as_completion",
     "available",
+    "check_budget",
+    "check_continues",
+    "check_counts",
+    "check_prompt",
     "connect",
     "load",
+    "own_state",
+    "row_seeds",
 ]

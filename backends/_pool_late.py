@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
 
-from backends.base import Backend, BackendContext, Capabilities, Completion, Prompt, SamplingParams, State
+from backends.base import Backend, Capabilities, Completion, Prompt, SamplingParams, State
+from backends.contract import BackendContext
 from backends.errors import BackendClosedError, BackendError, EndpointError
 from backends.tokenization import Tokenization
 

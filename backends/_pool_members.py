@@ -11,8 +11,8 @@ from time import monotonic
 
 from backends._pool_late import LateBackend
 from backends.base import Backend
+from backends.contract import is_number
 from backends.errors import BackendError, EndpointError, UnusableDrawError
-from backends.limits import is_number
 
 _log = logging.getLogger("backends.pool")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from backends._pool_members import Member
 from backends.base import Prompt, SamplingParams, State
-from backends.errors import BackendError
+from backends.contract import own_state
 
 
 @dataclass(slots=True, eq=False)
@@ -61,15 +61,9 @@ class PoolState(State):
         return self.place.own.prompt_tokens
 
 
-def own_state(state: State) -> PoolState:
-    """Return a state as a pool's own.
-
-    Raises:
-        BackendError: It is another backend's.
-    """
-    if not isinstance(state, PoolState):
-        raise BackendError(f"a pool cannot go on from a {type(state).__name__} of another backend")
-    return state
+def own_pool_state(state: State) -> PoolState:
+    """Return a state as a pool's own; see `backends.contract.own_state`."""
+    return own_state(state, PoolState, "a pool")
 
 
 def wrapped(run: Run, member: Member, own: State) -> PoolState:

@@ -15,17 +15,8 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from backends._ray_replica import RESTART_SECONDS, Description, Failure, Origin, Parcel, Value
-from backends.base import (
-    Backend,
-    BackendContext,
-    Capabilities,
-    Completion,
-    Prompt,
-    SamplingParams,
-    State,
-    check_budget,
-    check_prompt,
-)
+from backends.base import Backend, Capabilities, Completion, Prompt, SamplingParams, State
+from backends.contract import BackendContext, check_budget, check_continues, check_counts, check_prompt, own_state
 from backends.errors import BackendClosedError, BackendError, EndpointError
 from backends.service import Service
 from backends.tokenization import Tokenization
@@ -139,6 +130,7 @@ class ActorBackend(BackendContext):
     async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
         """Draw n successors of a state; see `backends.Backend.extend`."""
         own = _own(state)
+        check_counts(n, tokens)
         # A call that fails or is cancelled lets go of the names, and so of what the actor may have drawn.
         handles = [self._handle() for _ in range(n)]
         drawn = await self._ask("extend", _parcel(own), [handle.key for handle in handles], tokens, seed)
@@ -147,6 +139,7 @@ class ActorBackend(BackendContext):
     async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
         """Complete each state n times; see `backends.Backend.rollout`."""
         parcels = [_parcel(_own(state)) for state in states]
+        check_counts(n)
         groups: list[list[Completion]] = await self._ask("rollout", parcels, n, seed)
         return groups
 
@@ -159,9 +152,7 @@ class ActorBackend(BackendContext):
         own = _own(state)
         adopted: list[State] = []
         for other in others:
-            ids = other.token_ids
-            if ids[: len(own.token_ids)] != own.token_ids or len(ids) != other.num_tokens:
-                raise BackendError(f"the tokens {ids} do not continue the state with {own.token_ids}")
+            check_continues(own, other)
             value = replace(Value.of(other), confidence=None, prompt_tokens=own.prompt_tokens)
             adopted.append(_state(value, own.origin, self._handle(), parent=own.handle.key))
         return adopted
@@ -224,9 +215,7 @@ class ActorBackend(BackendContext):
 
 
 def _own(state: State) -> _ActorState:
-    if not isinstance(state, _ActorState):
-        raise BackendError(f"a Ray actor cannot go on from a {type(state).__name__} of another backend")
-    return state
+    return own_state(state, _ActorState, "a Ray actor")
 
 
 def _state(value: Value, origin: Origin, handle: _Handle, *, parent: int | None = None) -> _ActorState:

@@ -16,7 +16,6 @@ from typing import Literal, Protocol, Self, runtime_checkable
 import numpy as np
 
 from backends.errors import PromptError
-from backends.text import has_halves
 from backends.tokenization import Tokenization
 
 Message = Mapping[str, str]
@@ -307,64 +306,3 @@ class Backend(Protocol):
     ) -> None:
         """Close the backend."""
         ...
-
-
-class BackendContext:
-    """The ``async with`` half of the contract, for implementations to inherit."""
-
-    async def aclose(self) -> None:
-        """Free what the backend holds."""
-
-    async def __aenter__(self) -> Self:
-        """Return the backend itself."""
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the backend."""
-        await self.aclose()
-
-
-def row_seeds(seed: int, n: int, *path: int) -> list[int]:
-    """Return 64-bit seeds for n rows: row i's is a pure function of (seed, path, i), whatever n is."""
-    return [int(row) for row in np.random.SeedSequence(seed, spawn_key=path).generate_state(n, np.uint64)]
-
-
-def check_prompt(prompt: Prompt) -> None:
-    """Refuse prompts that are empty or of the wrong type.
-
-    Raises:
-        PromptError: With what was wrong and what is allowed.
-    """
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise PromptError("the prompt is empty; give a question as text or a non-empty list of chat messages")
-        if has_halves(prompt):
-            raise _half_a_character()
-        return
-    if not isinstance(prompt, list | tuple):
-        raise PromptError(f"the prompt must be text or a list of chat messages, not {type(prompt).__name__}")
-    if not prompt:
-        raise PromptError("the list of chat messages is empty")
-    for message in prompt:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise PromptError(f"a chat message must be a mapping with 'role' and 'content', not {message!r}")
-        if not all(isinstance(message[key], str) for key in ("role", "content")):
-            raise PromptError(f"role and content of a chat message must be text, not {message!r}")
-    if not any(message["content"].strip() for message in prompt):
-        raise PromptError("all chat messages are empty")
-    if any(has_halves(message[key]) for message in prompt for key in ("role", "content")):
-        raise _half_a_character()
-
-
-def _half_a_character() -> PromptError:
-    return PromptError(
-        "the prompt has half of a surrogate pair, which is no character; allowed: text that can be encoded as UTF-8"
-    )
-
-
-def check_budget(max_tokens: int) -> None:
-    """Refuse what is no number of tokens, or is below one."""
-    if isinstance(max_tokens, bool) or not hasattr(max_tokens, "__index__") or max_tokens < 1:
-        raise PromptError(f"max_tokens must be a whole number of at least 1, not {max_tokens!r}")

@@ -16,17 +16,8 @@ from typing import Self
 import numpy as np
 
 from backends._enumeration import MASK, Canvas, EnumerableState, Logits, Tree
-from backends.base import (
-    Backend,
-    BackendContext,
-    Capabilities,
-    Completion,
-    Prompt,
-    SamplingParams,
-    State,
-    check_budget,
-    check_prompt,
-)
+from backends.base import Backend, Capabilities, Completion, Prompt, SamplingParams, State
+from backends.contract import BackendContext, check_budget, check_continues, check_counts, check_prompt, own_state
 from backends.errors import BackendClosedError, BackendError
 from backends.sampled import Floats
 from backends.tokenization import Tokenization
@@ -195,6 +186,7 @@ class EnumerableBackend(BackendContext):
         """Draw n successors of a state; see `backends.Backend.extend`."""
         self._check_open()
         own = _own(state)
+        check_counts(n, tokens)
         if own.finished:
             return [own] * n
         tree = own.tree
@@ -204,6 +196,7 @@ class EnumerableBackend(BackendContext):
     async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
         """Complete each state n times; see `backends.Backend.rollout`."""
         self._check_open()
+        check_counts(n)
         return [
             [own.tree.completion(own.tree.canvas(own), row) for row in own.tree.uniforms(n, seed, index)]
             for index, own in enumerate(map(_own, states))
@@ -212,13 +205,16 @@ class EnumerableBackend(BackendContext):
     def adopt(self, state: State, others: Sequence[State]) -> list[State]:
         """Return this model's states for those of another; see `backends.Backend.adopt`."""
         own = _own(state)
-        before = own.tree.canvas(own)
+        length = len(own.tree.canvas(own))
         adopted: list[State] = []
         for other in others:
-            canvas = other.token_ids + (MASK,) * (len(before) - len(other.token_ids))
-            known = len(canvas) == len(before) and all(MASK <= token < len(self._vocabulary) for token in canvas)
-            if not known or any(old not in (MASK, new) for old, new in zip(before, canvas, strict=True)):
-                raise BackendError(f"the tokens {other.token_ids} do not continue the state with {own.token_ids}")
+            check_continues(own, other)
+            canvas = other.token_ids + (MASK,) * (length - len(other.token_ids))
+            if len(canvas) > length or not all(MASK <= token < len(self._vocabulary) for token in canvas):
+                raise BackendError(
+                    f"{self._name} has {length} places for {len(self._vocabulary)} tokens here, and none for "
+                    f"{other.token_ids}"
+                )
             adopted.append(own.tree.state(canvas))
         return adopted
 
@@ -250,9 +246,7 @@ def _noise(seed: int, scale: float, size: int) -> Logits:
 
 
 def _own(state: State) -> EnumerableState:
-    if not isinstance(state, EnumerableState):
-        raise BackendError(f"an enumerable model cannot go on from a {type(state).__name__} of another backend")
-    return state
+    return own_state(state, EnumerableState, "an enumerable model")
 
 
 _: type[Backend] = EnumerableBackend

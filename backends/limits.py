@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import bisect
 import itertools
-import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 from backends.base import Backend, Completion, Prompt, SamplingParams, State
 from backends.concurrency import FirstFailure
+from backends.contract import is_count
 from backends.errors import BackendError, QueueFullError
 from backends.wrapper import BackendWrapper, layers
 
@@ -314,13 +314,3 @@ class Limited(BackendWrapper):
         """Return the log-probabilities of completions (nats); see `Backend.score`."""
         async with self.limiter:
             return await self.inner.score(states, completions)
-
-
-def is_count(value: object, least: int) -> bool:
-    """Say whether a value is a whole number of at least so much."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def is_number(value: object) -> bool:
-    """Say whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from backends.base import Backend, Completion, Prompt, SamplingParams, State
+from backends.contract import is_count
 from backends.errors import BackendError, BudgetExceededError
-from backends.limits import Turnstile, is_count
+from backends.limits import Turnstile
 from backends.wrapper import BackendWrapper, StateNotes, layers
 
 T = TypeVar("T")

@@ -13,25 +13,15 @@ from typing import TypeVar
 
 from backends._pool_failures import CannotMoveError, Failures, is_final
 from backends._pool_members import Member, Roster, Waits
-from backends._pool_states import PoolState, Run, main_run, own_state, plain, with_confidence, wrapped
-from backends.base import (
-    Backend,
-    BackendContext,
-    Capabilities,
-    Completion,
-    Prompt,
-    SamplingParams,
-    State,
-    check_budget,
-    check_prompt,
-)
+from backends._pool_states import PoolState, Run, main_run, own_pool_state, plain, with_confidence, wrapped
+from backends.base import Backend, Capabilities, Completion, Prompt, SamplingParams, State
+from backends.contract import BackendContext, check_budget, check_counts, check_prompt
 from backends.errors import (
     BackendClosedError,
     BackendError,
     CapabilityError,
     TokenizerMismatchError,
 )
-from backends.limits import is_count
 from backends.tokenization import Tokenization
 
 T = TypeVar("T")
@@ -153,9 +143,8 @@ class Pool(BackendContext):
             BackendError: All members failed; the message has them all.
         """
         self._check_open()
-        own = own_state(state)
-        if not (is_count(n, 1) and is_count(tokens, 1)):
-            raise BackendError(f"extend needs at least one state of at least one token, not {n!r} of {tokens!r}")
+        own = own_pool_state(state)
+        check_counts(n, tokens)
         if own.finished:
             return [own] * n
 
@@ -175,9 +164,8 @@ class Pool(BackendContext):
             BackendError: All members failed; the message has them all.
         """
         self._check_open()
-        own = [own_state(state) for state in states]
-        if not is_count(n, 1):
-            raise BackendError(f"rollout needs at least one completion per state, not {n!r}")
+        own = [own_pool_state(state) for state in states]
+        check_counts(n)
         if not own:
             return []
 
@@ -189,7 +177,7 @@ class Pool(BackendContext):
 
     def adopt(self, state: State, others: Sequence[State]) -> list[State]:
         """Return states for partial responses that another backend has drawn; see `backends.Backend.adopt`."""
-        own = own_state(state)
+        own = own_pool_state(state)
         place = own.place
         adopted = place.member.backend.adopt(place.own, [plain(other) for other in others])
         return [wrapped(own.run, place.member, new) for new in adopted]
@@ -201,7 +189,7 @@ class Pool(BackendContext):
             BackendError: All members failed; the message has them all.
         """
         self._check_open()
-        own = [own_state(state) for state in states]
+        own = [own_pool_state(state) for state in states]
         if len(own) != len(completions):
             raise BackendError(
                 f"score needs a list of completions for each state, not {len(completions)} for {len(own)}"

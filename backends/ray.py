@@ -14,8 +14,8 @@ from typing import Any, Self
 from backends._pool_members import Waits
 from backends._ray_replica import Failure, Replica
 from backends.base import Backend
+from backends.contract import is_count, is_number
 from backends.errors import BackendError, MissingExtraError
-from backends.limits import is_count, is_number
 from backends.pool import DEFAULT_PATIENCE, Pool
 
 DEFAULT_MAX_STATES = 4096

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from tenacity import AsyncRetrying, RetryCallState
 
 from backends.base import Backend, Completion, Prompt, SamplingParams, State
+from backends.contract import is_count, is_number
 from backends.errors import BackendError, EndpointError, restated
-from backends.limits import is_count, is_number
 from backends.wrapper import BackendWrapper
 
 T = TypeVar("T")

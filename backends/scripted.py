@@ -16,18 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from backends.base import (
-    Backend,
-    BackendContext,
-    Capabilities,
-    Completion,
-    Prompt,
-    SamplingParams,
-    State,
-    check_budget,
-    check_prompt,
-    row_seeds,
-)
+from backends.base import Backend, Capabilities, Completion, Prompt, SamplingParams, State
+from backends.contract import BackendContext, check_budget, check_counts, check_prompt, own_state, row_seeds
 from backends.errors import BackendClosedError, BackendError, CapabilityError, ContextLengthError
 from backends.sampled import sampled_log_probabilities
 from backends.text import cut, settled
@@ -134,18 +124,21 @@ class ScriptedBackend(BackendContext):
 
     async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
         """Draw n successors of a state; see `Backend.extend`."""
-        assert isinstance(state, _ScriptedState)
+        own = _own(state)
+        check_counts(n, tokens)
         await self._work()
-        if state.finished:
-            return [state] * n
-        return [self._draw(state, tokens, random.Random(row))[0] for row in row_seeds(seed, n)]
+        if own.finished:
+            return [own] * n
+        return [self._draw(own, tokens, random.Random(row))[0] for row in row_seeds(seed, n)]
 
     async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
         """Complete each state n times; see `Backend.rollout`."""
+        own = [_own(state) for state in states]
+        check_counts(n)
         await self._work()
         return [
             [self._complete(state, random.Random(row)) for row in row_seeds(seed, n, index)]
-            for index, state in enumerate(states)
+            for index, state in enumerate(own)
         ]
 
     def adopt(self, state: State, others: Sequence[State]) -> list[State]:
@@ -154,10 +147,11 @@ class ScriptedBackend(BackendContext):
 
     async def score(self, states: Sequence[State], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
         """Return the log-probabilities of completions; see `Backend.score`."""
+        own = [_own(state) for state in states]
         await self._work()
         return [
             [self._log_probability(state, completion.token_ids) for completion in group]
-            for state, group in zip(states, completions, strict=True)
+            for state, group in zip(own, completions, strict=True)
         ]
 
     async def aclose(self) -> None:
@@ -202,15 +196,13 @@ class ScriptedBackend(BackendContext):
         )
         return new, logprob
 
-    def _complete(self, state: State, rng: random.Random) -> Completion:
-        assert isinstance(state, _ScriptedState)
+    def _complete(self, state: _ScriptedState, rng: random.Random) -> Completion:
         final, logprob = self._draw(state, state.max_tokens, rng)
         assert final.finish_reason is not None
         ids = tuple(self._intern(word) for word in final.words[state.num_tokens :])
         return Completion(text=final.text, token_ids=ids, logprob=logprob, finish_reason=final.finish_reason)
 
-    def _log_probability(self, state: State, token_ids: Iterable[int]) -> float:
-        assert isinstance(state, _ScriptedState)
+    def _log_probability(self, state: _ScriptedState, token_ids: Iterable[int]) -> float:
         node, total = _find(state), 0.0
         for word in (self._words[token] for token in token_ids):
             probability = node.table(state.params).get(word, 0.0)
@@ -225,6 +217,10 @@ class ScriptedBackend(BackendContext):
             self._ids[word] = len(self._words)
             self._words.append(word)
         return self._ids[word]
+
+
+def _own(state: State) -> _ScriptedState:
+    return own_state(state, _ScriptedState, "the scripted backend")
 
 
 def _plant(responses: Responses) -> _Node:

@@ -11,8 +11,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from backends import Backend, BudgetExceededError, Completion, Prompt, State
-from backends.base import row_seeds
+from backends import Backend, BudgetExceededError, Completion, Prompt, State, row_seeds
 from backends.concurrency import all_of
 from backends.turns import take_turn
 from backends.wrapper import layers

@@ -12,9 +12,8 @@ from typing import Any, Self
 import backends
 import rewards
 from backends import Backend, CapabilityError, Prompt
-from backends.base import row_seeds
 from backends.concurrency import FirstFailure
-from backends.limits import is_count
+from backends.contract import is_count, row_seeds
 from backends.turns import take_turn
 from ets_agent._closing import Closing
 from ets_agent._proposal import check_proposal_settings, check_same_tokens, check_weighing

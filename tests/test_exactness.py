@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import ets_agent._run as run_module
-from backends import Backend, Completion, Prompt, SamplingParams, State
-from backends.base import BackendContext
+from backends import Backend, BackendContext, Completion, Prompt, SamplingParams, State
 from backends.enumerable import EnumerableBackend
 from ets_agent import ETS, Result, chains
 from ets_agent._group import Candidate

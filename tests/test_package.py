@@ -46,6 +46,7 @@ def test_public_names_are_pinned() -> None:
     for module in (ets_agent, rewards, backends):
         assert all(hasattr(module, name) for name in module.__all__)
     assert {"load", "available", "Backend", "Completion", "SamplingParams", "State"} <= set(backends.__all__)
+    assert {"BackendContext", "check_prompt", "check_budget", "check_counts", "row_seeds"} <= set(backends.__all__)
     assert {"build", "register", "available", "Reward"} <= set(rewards.__all__)
 
 

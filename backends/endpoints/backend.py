@@ -9,18 +9,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from backends.base import (
-    Backend,
+from backends.base import Backend, Capabilities, Completion, Confidence, FinishReason, Prompt, SamplingParams, State
+from backends.contract import (
     BackendContext,
-    Capabilities,
-    Completion,
-    Confidence,
-    FinishReason,
-    Prompt,
-    SamplingParams,
-    State,
+    as_completion,
     check_budget,
+    check_continues,
+    check_counts,
     check_prompt,
+    own_state,
     row_seeds,
 )
 from backends.endpoints.dialects import Dialect, Draw, EndpointState
@@ -146,8 +143,7 @@ class EndpointBackend(BackendContext):
         """
         self._dialect.check_open()
         own = _own(state)
-        if tokens < 1 or n < 1:
-            raise BackendError(f"extend needs at least one state of at least one token, not {n} of {tokens}")
+        check_counts(n, tokens)
         if own.finished:
             return [own] * n
         left = own.max_tokens - own.num_tokens
@@ -173,8 +169,7 @@ class EndpointBackend(BackendContext):
             CapabilityError: The server has a limit of its own, and draws fewer tokens than it was asked for.
         """
         self._dialect.check_open()
-        if n < 1:
-            raise BackendError(f"rollout needs at least one completion per state, not {n}")
+        check_counts(n)
         own = [_own(state) for state in states]
         requests = [
             request
@@ -196,7 +191,7 @@ class EndpointBackend(BackendContext):
                 for completion in self._completions(request, outcome)
             ]
         )
-        return [[_as_completion(state)] * n if state.finished else [next(rows) for _ in range(n)] for state in own]
+        return [[as_completion(state)] * n if state.finished else [next(rows) for _ in range(n)] for state in own]
 
     def adopt(self, state: State, others: Sequence[State]) -> list[State]:
         """Return this backend's states for those of another; see `backends.Backend.adopt`.
@@ -216,8 +211,7 @@ class EndpointBackend(BackendContext):
                 continue
             if self.tokenization is None:
                 raise CapabilityError(f"{self._name} takes no tokens, so it cannot go on from another model's state")
-            if ids[: len(own.token_ids)] != own.token_ids or len(ids) != other.num_tokens:
-                raise BackendError(f"the tokens {ids} do not continue the state with {own.token_ids}")
+            check_continues(own, other)
             adopted.append(
                 replace(
                     own,
@@ -342,9 +336,7 @@ class EndpointBackend(BackendContext):
 
 
 def _own(state: State) -> EndpointState:
-    if not isinstance(state, EndpointState):
-        raise BackendError(f"an endpoint cannot go on from a {type(state).__name__} of another backend")
-    return state
+    return own_state(state, EndpointState, "an endpoint")
 
 
 def _rank(states: Sequence[EndpointState]) -> int:
@@ -355,11 +347,6 @@ def _rank(states: Sequence[EndpointState]) -> int:
 def _errors(draws: Sequence[Draw]) -> list[str]:
     """Return why some draws are no continuations."""
     return [draw.error for draw in draws if draw.error is not None]
-
-
-def _as_completion(state: EndpointState) -> Completion:
-    assert state.finish_reason is not None
-    return Completion(text=state.text, logprob=0.0, finish_reason=state.finish_reason, confidence=state.confidence)
 
 
 def _confidence(state: EndpointState, draw: Draw) -> Confidence | None:

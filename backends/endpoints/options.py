@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from backends.contract import is_number
 from backends.errors import BackendError
-from backends.limits import Limiter, is_number
+from backends.limits import Limiter
 from backends.retries import RetryPolicy
 
 DEFAULT_CONCURRENCY = 32

@@ -16,18 +16,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from backends.base import (
-    Backend,
+from backends.base import Backend, Capabilities, Completion, Confidence, FinishReason, Prompt, SamplingParams, State
+from backends.contract import (
     BackendContext,
-    Capabilities,
-    Completion,
-    Confidence,
-    FinishReason,
-    Prompt,
-    SamplingParams,
-    State,
+    as_completion,
     check_budget,
+    check_continues,
+    check_counts,
     check_prompt,
+    is_count,
+    own_state,
     row_seeds,
 )
 from backends.endings import ended_by, gone_past, refuse_other_endings
@@ -86,8 +84,8 @@ class LocalBackend(BackendContext):
         max_rows: int = DEFAULT_MAX_ROWS,
     ) -> None:
         """Prepare the engine; its thread starts with the first call."""
-        if not isinstance(max_rows, int) or max_rows < 1:
-            raise BackendError(f"max_rows is {max_rows}; allowed: at least 1")
+        if not is_count(max_rows, 1):
+            raise BackendError(f"max_rows is {max_rows!r}; allowed: a whole number of at least 1")
         self._name = name
         self._tokenizer = tokenizer
         self._tokenizer_lock = _lock(tokenizer)
@@ -172,8 +170,7 @@ class LocalBackend(BackendContext):
     async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
         """Draw n successors of a state; see `backends.Backend.extend`."""
         state = _own(state)
-        if tokens < 1 or n < 1:
-            raise BackendError(f"extend needs at least one state of at least one token, not {n} of {tokens}")
+        check_counts(n, tokens)
         if state.finished:
             return [state] * n
         rows = [_row(state, tokens, row) for row in row_seeds(seed, n)]
@@ -182,8 +179,7 @@ class LocalBackend(BackendContext):
 
     async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
         """Complete each state n times; see `backends.Backend.rollout`."""
-        if n < 1:
-            raise BackendError(f"rollout needs at least one completion per state, not {n}")
+        check_counts(n)
         own = [_own(state) for state in states]
         rows = {
             index: [_row(state, state.max_tokens, row) for row in row_seeds(seed, n, index)]
@@ -193,7 +189,7 @@ class LocalBackend(BackendContext):
         if rows:
             await _done(self._engine.draw([row for group in rows.values() for row in group]))
         return [
-            [self._completion(state, row) for row in rows[index]] if index in rows else [_as_completion(state)] * n
+            [self._completion(state, row) for row in rows[index]] if index in rows else [as_completion(state)] * n
             for index, state in enumerate(own)
         ]
 
@@ -203,8 +199,7 @@ class LocalBackend(BackendContext):
         adopted: list[State] = []
         for other in others:
             ids = other.token_ids
-            if ids[: len(own.token_ids)] != own.token_ids or len(ids) != other.num_tokens:
-                raise BackendError(f"the tokens {ids} do not continue the state with {own.token_ids}")
+            check_continues(own, other)
             # Models of one tokenizer may have more embeddings than it has tokens, and not equally many.
             if not all(0 <= token < self._embeddings for token in ids):
                 raise BackendError(f"{self._name} has no embedding for one of the tokens {ids}")
@@ -321,9 +316,7 @@ def _characters(prompt: Prompt) -> int:
 
 
 def _own(state: State) -> _LocalState:
-    if not isinstance(state, _LocalState):
-        raise BackendError(f"a local model cannot go on from a {type(state).__name__} of another backend")
-    return state
+    return own_state(state, _LocalState, "a local model")
 
 
 def _row(state: _LocalState, tokens: int, seed: int) -> Row:
@@ -338,11 +331,6 @@ def _row(state: _LocalState, tokens: int, seed: int) -> Row:
         # Philox is keyed directly: the seed is a hash already.
         uniforms=np.random.Generator(np.random.Philox(key=seed)).random(budget),
     )
-
-
-def _as_completion(state: _LocalState) -> Completion:
-    assert state.finish_reason is not None
-    return Completion(text=state.text, logprob=0.0, finish_reason=state.finish_reason, confidence=state.confidence)
 
 
 def _confidence(state: _LocalState, row: Row) -> Confidence | None:

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 import rewards
-from backends import Backend, Prompt
-from backends.base import check_prompt
+from backends import Backend, Prompt, check_prompt
 from ets_agent._proposal import check_proposal_settings
 from ets_agent.cli import errors, inputs, options
 from ets_agent.cli.output import emit

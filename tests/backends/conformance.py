@@ -225,6 +225,37 @@ async def bad_requests_are_refused(backend: Backend, prompt: Prompt) -> None:
 
 
 @check
+async def counts_below_one_and_what_is_no_count_are_refused(backend: Backend, prompt: Prompt) -> None:
+    start = await backend.begin(prompt, max_tokens=4, params=PLAIN)
+    wrong: list[Any] = [0, -3, 1.5, True]
+    for value in wrong:
+        with pytest.raises(PromptError, match="max_tokens must be a whole number of at least 1"):
+            await backend.begin(prompt, max_tokens=value, params=PLAIN)
+        with pytest.raises(BackendError, match="extend needs at least one state of at least one token"):
+            await backend.extend(start, value, tokens=4, seed=0)
+        with pytest.raises(BackendError, match="extend needs at least one state of at least one token"):
+            await backend.extend(start, 1, tokens=value, seed=0)
+        with pytest.raises(BackendError, match="rollout needs at least one completion per state"):
+            await backend.rollout([start], value, seed=0)
+
+
+@check
+async def states_of_others_are_refused(backend: Backend, prompt: Prompt) -> None:
+    start = await backend.begin(prompt, max_tokens=4, params=PLAIN)
+    drawn = await backend.rollout([start], 1, seed=0)
+    alien = State()
+    with pytest.raises(BackendError, match="cannot go on from a State of another backend"):
+        await backend.extend(alien, 1, tokens=1, seed=0)
+    with pytest.raises(BackendError, match="cannot go on from a State of another backend"):
+        await backend.rollout([start, alien], 1, seed=0)
+    with pytest.raises(BackendError, match="cannot go on from"):
+        backend.adopt(alien, [start])
+    if backend.capabilities.score:
+        with pytest.raises(BackendError, match="cannot go on from a State of another backend"):
+            await backend.score([alien], drawn)
+
+
+@check
 async def closing_twice_is_harmless(backend: Backend, prompt: Prompt) -> None:
     start = await backend.begin(prompt, max_tokens=4, params=PLAIN)
     await backend.aclose()

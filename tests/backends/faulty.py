@@ -7,8 +7,17 @@ import dataclasses
 import weakref
 from collections.abc import Callable, Sequence
 
-from backends import Backend, BackendError, Capabilities, Completion, Prompt, SamplingParams, State, Tokenization
-from backends.base import BackendContext
+from backends import (
+    Backend,
+    BackendContext,
+    BackendError,
+    Capabilities,
+    Completion,
+    Prompt,
+    SamplingParams,
+    State,
+    Tokenization,
+)
 
 Fault = BaseException | str | None
 """An error to raise, "hang" for a call that never returns, "lose" for rollouts whose rows fail, "filter" for rollouts

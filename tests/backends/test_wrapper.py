@@ -6,8 +6,7 @@ from typing import cast
 
 import pytest
 
-from backends import Backend, BackendClosedError, SamplingParams, State
-from backends.base import BackendContext
+from backends import Backend, BackendClosedError, BackendContext, SamplingParams, State
 from backends.enumerable import EnumerableBackend
 from backends.limits import Limited, Limiter
 from backends.metering import Metered, TokenBudget

@@ -80,7 +80,7 @@ class EnumerableBackend(BackendContext):
 
         Args:
             tables: For each text so far, "" being the beginning, the weight of each next token; the token "" ends the
-                response. Weights are normalised. A text that is not listed ends with certainty.
+                response. Weights are normalized. A text that is not listed ends with certainty.
             name: What to call it.
 
         Raises:

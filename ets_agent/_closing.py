@@ -45,18 +45,13 @@ class Closing:
         await asyncio.wait([task], timeout=PATIENCE)
 
     async def wait(self) -> None:
-        """Wait until all is closed, but for what was left behind in an event loop that no longer runs."""
-        here = asyncio.get_running_loop()
-        while True:
-            with self._lock:
-                pending = {task: loop for task, loop in self._tasks.items() if loop.is_running()}
-            mine = [task for task, loop in pending.items() if loop is here]
-            if mine:
-                await asyncio.wait(mine)
-            elif pending:
-                await asyncio.sleep(_LOOK)  # Another loop's tasks cannot be awaited, and it may stop without notice.
-            else:
-                return
+        """Wait until all is closed that is being closed now, but for what is in an event loop that does not run."""
+        await self._wait_here()
+        with self._lock:
+            others = dict(self._tasks)
+        # Another loop's tasks cannot be awaited, and it may stop without notice.
+        while any(not task.done() and loop.is_running() for task, loop in others.items()):
+            await asyncio.sleep(_LOOK)
 
     def run(self, work: Coroutine[Any, Any, T], *, blocking: str, instead: str) -> T:
         """Return what a coroutine returns that closes things here, from a thread that has no event loop.
@@ -81,7 +76,15 @@ class Closing:
         try:
             return await work
         finally:
-            await self.wait()
+            await self._wait_here()
+
+    async def _wait_here(self) -> None:
+        """Wait until all is closed that is being closed in this event loop."""
+        here = asyncio.get_running_loop()
+        with self._lock:
+            mine = [task for task, loop in self._tasks.items() if loop is here]
+        if mine:
+            await asyncio.wait(mine)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         with self._lock:

@@ -25,7 +25,7 @@ class Move:
     Attributes:
         chosen: The candidate that each chain goes on from, shape (N,).
         log_factors: The chains' new log-factors, shape (N,).
-        weights: The chains' new self-normalised weights, shape (N,).
+        weights: The chains' new self-normalized weights, shape (N,).
         resampled: Whether the chains were resampled from all candidates; otherwise each drew one of its own.
     """
 

@@ -58,7 +58,7 @@ def check_proposal(log_ratios: Floats) -> ProposalCheck:
 
 
 def pareto_k(log_weights: Floats) -> float | None:
-    """Return the shape k of a generalised Pareto distribution fitted to the largest weights, as in PSIS.
+    """Return the shape k of a generalized Pareto distribution fitted to the largest weights, as in PSIS.
 
     Moments of order up to 1 / k exist; above 0.7 importance sampling is not to be relied on (A. Vehtari, D. Simpson, A.
     Gelman, Y. Yao and J. Gabry, "Pareto smoothed importance sampling", JMLR 25, 2024). The fit is that of J. Zhang and

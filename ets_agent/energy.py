@@ -1,4 +1,4 @@
-"""The mathematics of one ETS step: log-space energies, self-normalised weights, selection, effective sample size.
+"""The mathematics of one ETS step: log-space energies, self-normalized weights, selection, effective sample size.
 
 Pure numpy: no I/O, no model, no asyncio. Formulas: Algorithms 1 and 2 of arXiv 2601.21484, in log space throughout.
 """
@@ -33,7 +33,7 @@ class Estimate:
     Attributes:
         log_energies: log Ê (nats), shape (M,); minus infinity for a candidate without weight. For λ = 0 they are the
             logs of the share of the largest reward, which is all that is left of them in the limit.
-        weights: Self-normalised weights, shape (M,); they sum to 1.
+        weights: Self-normalized weights, shape (M,); they sum to 1.
         shares: What each rollout contributes to its candidate's weight, shape (M, K); rows sum to the weights.
         errors: Standard error of each energy, in the unit of the weights, shape (M,). The variance of a candidate's
             rollouts is blended with that of all rollouts, which counts as one more of them: a few equal rewards are no
@@ -65,7 +65,7 @@ class Estimate:
         return errors
 
     def reweighted(self, log_factors: Floats) -> Estimate:
-        """Return the same energies with each candidate's weight multiplied by a factor and normalised again.
+        """Return the same energies with each candidate's weight multiplied by a factor and normalized again.
 
         Args:
             log_factors: Finite, shape (M,).
@@ -195,7 +195,7 @@ def importance_log_weights(log_ratios: Floats, used: NDArray[np.bool_], estimato
 
 
 def log_normalizer(estimate: Estimate, source: Sequence[int]) -> tuple[float, float | None]:
-    """Estimate log E_ref[exp(r / λ)], the log normaliser of the optimal policy, from one step's candidates.
+    """Estimate log E_ref[exp(r / λ)], the log normalizer of the optimal policy, from one step's candidates.
 
     It is the log of the mean of the candidates' energies, which is unbiased before the logarithm where each of them is.
 
@@ -294,7 +294,7 @@ def _standard_errors(values: Floats, means: Floats, drift: Floats, noisy: NDArra
     Args:
         values: One value per rollout, shape (M, K); ``means`` are those of the rows.
         means: Shape (M,).
-        drift: By how much of its row's mean each value moves with that mean: 1, or the normalised weight in a ratio.
+        drift: By how much of its row's mean each value moves with that mean: 1, or the normalized weight in a ratio.
         noisy: The values that count.
     """
     counts = noisy.sum(axis=1)

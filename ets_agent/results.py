@@ -80,7 +80,7 @@ class StepTrace(_Record):
     log_energy_errors: tuple[float | None, ...]
     """Their standard errors (nats): 0 for a finished candidate, None where the energy is zero or unknown."""
     weights: tuple[float, ...]
-    """Self-normalised weights; they sum to 1."""
+    """Self-normalized weights; they sum to 1."""
     ess: float
     """Effective sample size of the weights, 1 to their number."""
     chosen: int

@@ -31,7 +31,7 @@ class ETS:
     """Energy-Guided Test-Time Scaling: samples from p*(x | y) ∝ p_ref(x | y) · exp(r(y, x) / λ), without training.
 
     Algorithm 1 of arXiv 2601.21484: in each of I steps draw M candidate blocks from the model, estimate each one's
-    energy E[exp(r / λ)] from K rollouts, and draw one by self-normalised weights. With a proposal, Algorithm 2
+    energy E[exp(r / λ)] from K rollouts, and draw one by self-normalized weights. With a proposal, Algorithm 2
     (ETS-IS): the rollouts come from the cheaper model and count with importance weights.
 
         ets = ETS("tiny/qwen3", "self_consistency", num_candidates=8, num_rollouts=4, max_tokens=64)

@@ -14,7 +14,7 @@ Pair = tuple[str, str]
 def pairings(texts: Collection[str], opponents: int, *, place: Callable[[str], bytes]) -> list[Pair]:
     """Return pairs of different texts in which each meets so many others, or one more, or all if there are no more.
 
-    Texts stand in a circle and meet their neighbours.
+    Texts stand in a circle and meet their neighbors.
 
     Args:
         texts: Different texts, in any order.

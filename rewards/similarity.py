@@ -33,7 +33,7 @@ _CELLS = 2**22
 class Similarity(Reward):
     """Reward how similar a response is to the others of the group on average; a group reward for open-ended text.
 
-    It is the gain that minimum-Bayes-risk decoding maximises (Kumar and Byrne 2004; Eikema and Aziz 2022), with draws
+    It is the gain that minimum-Bayes-risk decoding maximizes (Kumar and Byrne 2004; Eikema and Aziz 2022), with draws
     of the group in place of the expectation: the mean of the metric over all other completions, each with weight
     ``exp(log_weight)``. It is no oracle: what most draws say is rewarded, right or wrong, and so is being bland.
 

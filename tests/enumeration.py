@@ -52,7 +52,7 @@ async def reference(model: EnumerableBackend, **params: Any) -> dict[str, float]
 
 
 def distance(found: Mapping[str, float], expected: Mapping[str, float]) -> float:
-    """Total variation between two distributions of texts; frequencies need not be normalised."""
+    """Total variation between two distributions of texts; frequencies need not be normalized."""
     total, whole = sum(found.values()), sum(expected.values())
     return sum(abs(found.get(t, 0) / total - expected.get(t, 0) / whole) for t in {*found, *expected}) / 2
 

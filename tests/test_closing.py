@@ -61,6 +61,14 @@ def test_what_another_running_event_loop_closes_is_waited_for() -> None:
     thread.join()
 
 
+async def test_a_blocking_call_does_not_wait_for_what_other_event_loops_close() -> None:
+    closing, thing = Closing(), Slow(seconds=60)
+    await closing.close(thing)
+    blocking = asyncio.to_thread(closing.run, asyncio.sleep(0, "done"), blocking="f", instead="await g()")
+    assert await asyncio.wait_for(blocking, 10) == "done"
+    assert not thing.closed
+
+
 def test_a_blocking_call_ends_when_all_is_closed() -> None:
     closing, thing = Closing(), Slow()
 

@@ -29,7 +29,7 @@ _OPEN_TEXT = "Once upon a time there was a"
 _OPEN_QUESTION = "Write a sentence that nobody has written before."
 _TOKENS = 8
 _UNLIKE = 0.5
-"""Nats between two log-probabilities of one token that no rounding and no quantised cache makes."""
+"""Nats between two log-probabilities of one token that no rounding and no quantized cache makes."""
 _MOST_NAMES = 10
 _DRAWING = frozenset({"/completions", "/chat/completions"})
 """Paths that a server needs; of other ones it may do without."""
@@ -175,7 +175,7 @@ async def _measures(server: Server, body: dict[str, Any], drawn: Choice) -> tupl
     )
     if mode is None or scored is None:
         return mode, False
-    # What is given as log-probabilities may be logits, or of a quantised cache: then nothing can be weighed by it.
+    # What is given as log-probabilities may be logits, or of a quantized cache: then nothing can be weighed by it.
     distance = max(abs(one - other) for one, other in zip(scored[0].logprobs, drawn.logprobs or (), strict=True))
     return (mode if distance < _UNLIKE else None), distance < features.TOLERANCE
 

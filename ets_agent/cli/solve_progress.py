@@ -47,7 +47,7 @@ class SolveProgress:
 
     def __init__(self, *, enabled: bool, console: Console | None = None) -> None:
         """Prepare the display; entering it starts the drawing."""
-        # Other programs' wish for colours (FORCE_COLOR) must not bring cursor movements into a file.
+        # Other programs' wish for colors (FORCE_COLOR) must not bring cursor movements into a file.
         self._console = console or Console(stderr=True, force_terminal=sys.stderr.isatty())
         self._enabled = enabled
         self._live: Live | None = None

@@ -50,7 +50,7 @@ class Closing:
         with self._lock:
             others = dict(self._tasks)
         # Another loop's tasks cannot be awaited, and it may stop without notice.
-        while any(not task.done() and loop.is_running() for task, loop in others.items()):
+        while any(not task.done() and loop.is_running() for task, loop in others.items()):  # noqa: ASYNC110
             await asyncio.sleep(_LOOK)
 
     def run(self, work: Coroutine[Any, Any, T], *, blocking: str, instead: str) -> T:

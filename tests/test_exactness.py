@@ -18,7 +18,7 @@ from backends import Backend, BackendContext, Completion, Prompt, SamplingParams
 from backends.enumerable import EnumerableBackend
 from ets_agent import ETS, Result, chains
 from ets_agent._group import Candidate
-from ets_agent._rollouts import ProposalRollouts
+from ets_agent._rollouts import ProposalRollouts, ReferenceRollouts
 from rewards import Reward
 from tests.enumeration import (
     KL_COEF,
@@ -297,13 +297,13 @@ async def test_the_log_normalizer_is_unbiased_in_linear_space(chains: int, scale
     assert 0.6 < np.mean(stated) / ratios.std() < 1.6, "the standard errors are about right"
 
 
-class Hasty(run_module.Run):
+class Hasty(ReferenceRollouts):
     """Decides for every candidate by its own first rollouts whether it gets more."""
 
-    async def _roll_out(self, group: Any, states: Sequence[State], count: int, seed: int) -> None:
-        undecided = [c for c in group.unfinished if len({r.reward for r in c.rollouts}) != 1]
+    async def draw(self, candidates: Sequence[Candidate], parents: Sequence[State], n: int, *, seed: int) -> None:
+        undecided = [c for c in candidates if len({r.reward for r in c.rollouts}) != 1]
         if undecided:
-            await self._source.draw(undecided, states, count, seed=seed)
+            await super().draw(undecided, parents, n, seed=seed)
 
 
 class Rare(Reward):
@@ -348,7 +348,7 @@ async def test_adaptive_rollouts_go_on_while_a_rare_success_may_be_unseen(monkey
     for maximum in (None, 1.0):
         adaptive, _ = await rate_of_success(Rare(0.97, maximum=maximum), (2, 32), num_candidates=48)
         assert abs(adaptive - many) < 0.08
-    monkeypatch.setattr("ets_agent.sampler.Run", Hasty)
+    monkeypatch.setattr(run_module, "ReferenceRollouts", Hasty)
     hasty, _ = await rate_of_success(Rare(0.97), (2, 32), num_candidates=48)
     assert hasty < many - 0.15
 

@@ -151,9 +151,13 @@ class EndpointBackend(BackendContext):
             raise CapabilityError(f"{self._name} cannot continue a prefix, so a response can only be drawn as a whole")
         budget = min(tokens, left)
         requests = self._requests(own, n, budget, row_seeds(seed, n), logprobs=own.params.confidence)
-        draws = [draw for rows in await self._limiter.map(self._draw, requests, rank=own.begun) for draw in rows]
+        outcomes = await self._limiter.map(self._draw_or_fail, requests, rank=own.begun)
+        draws = [draw for outcome in outcomes if not isinstance(outcome, EndpointError) for draw in outcome]
+        # First: after a request that failed, all of them would be drawn again, until none is such a one.
         if errors := _errors(draws):
             raise UnusableDrawError(f"{self._name} gave a candidate that cannot be used: {errors[0]}")
+        if failed := next((outcome for outcome in outcomes if isinstance(outcome, EndpointError)), None):
+            raise failed
         successors = [self._successor(own, draw) for draw in draws]
         shared: dict[EndpointState, EndpointState] = {}
         return [shared.setdefault(state, state) for state in successors]
@@ -161,10 +165,12 @@ class EndpointBackend(BackendContext):
     async def rollout(self, states: Sequence[State], n: int, *, seed: int) -> list[list[Completion]]:
         """Complete each state n times; see `backends.Backend.rollout`.
 
-        What fails for good, a request or a row of one, gives completions marked as failed; where all do, it raises.
+        What fails for good, a request or a row of one, gives completions marked as failed. It raises where all requests
+        fail or all rows are no answers; not where some are none and the requests of the others failed, because
+        whoever draws again what failed is not to draw those again.
 
         Raises:
-            EndpointError: Nothing could be drawn.
+            EndpointError: All requests failed.
             UnusableDrawError: Everything that was drawn is no answer.
             CapabilityError: The server has a limit of its own, and draws fewer tokens than it was asked for.
         """
@@ -280,7 +286,7 @@ class EndpointBackend(BackendContext):
         return None if draw.logprobs is None else math.fsum(draw.logprobs)
 
     async def _settled(self, requests: Sequence[_Request], *, rank: int) -> list[list[Draw] | EndpointError]:
-        """Send requests at the same time; what failed is left as it is, unless all rows did."""
+        """Send requests at the same time; what failed is left as it is, unless all requests did, or all rows."""
         outcomes = await self._limiter.map(self._draw_or_fail, requests, rank=rank)
         # As text: a handler that keeps records would keep an error's traceback, and all that hangs on its frames.
         failed = [
@@ -289,9 +295,11 @@ class EndpointBackend(BackendContext):
             for error in ([str(outcome)] * request.rows if isinstance(outcome, EndpointError) else _errors(outcome))
         ]
         count = sum(request.rows for request in requests)
-        if failed and len(failed) == count:
-            unusable = UnusableDrawError(f"{self._name} gave no usable rollout: {failed[0]}")
-            raise next((outcome for outcome in outcomes if isinstance(outcome, EndpointError)), unusable)
+        lost = [outcome for outcome in outcomes if isinstance(outcome, EndpointError)]
+        if lost and len(lost) == len(outcomes):
+            raise lost[0]
+        if failed and len(failed) == count and not lost:
+            raise UnusableDrawError(f"{self._name} gave no usable rollout: {failed[0]}")
         if failed:
             _log.warning("%d of %d rollouts failed: %s", len(failed), count, failed[0])
         return outcomes

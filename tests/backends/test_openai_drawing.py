@@ -12,6 +12,7 @@ from backends import CapabilityError, ContextLengthError, EndpointError, Samplin
 from backends.endpoints.decoding import Detokenizer
 from backends.errors import TokenizerMismatchError, UnusableDrawError
 from backends.openai import OpenAIBackend
+from backends.pool import Pool
 from backends.retries import RetryPolicy
 from ets_agent import ETS
 from tests.fake_server import Drawn, FakeServer, Fault, FaultPlan, ScriptedModel
@@ -266,6 +267,58 @@ async def test_rows_that_all_ended_otherwise_are_an_error() -> None:
             with pytest.raises(UnusableDrawError, match=r"no usable rollout: .*'content_filter'") as caught:
                 await backend.rollout([start, start], 4, seed=1)
     assert not caught.value.retryable
+
+
+ONCE = RetryPolicy(attempts=1)
+FILTERED = {"it is 7": 1.0, "it is a secret": 1e6}
+"""Nearly always what `filtering` makes the server filter."""
+
+
+def filtering(model: ScriptedModel) -> None:
+    model.reasons = {"it is a secret": "content_filter"}
+
+
+async def test_rows_that_ended_otherwise_are_not_lost_where_the_other_requests_failed() -> None:
+    model = ScriptedModel(FILTERED)
+    with FakeServer(model, profile="chat_no_n") as server:
+        async with await connect(server, api="chat", retries=ONCE) as backend:
+            filtering(model)
+            start = await backend.begin(QUESTION, max_tokens=10, params=PLAIN)
+            server.faults = FaultPlan.first("server_error")
+            (rows,) = await backend.rollout([start], 4, seed=1)
+            assert sorted((row.finish_reason, row.final) for row in rows) == [("error", False), *[("error", True)] * 3]
+            server.faults = FaultPlan.always("server_error")
+            with pytest.raises(EndpointError) as caught:
+                await backend.rollout([start], 4, seed=1)
+    assert caught.value.status == 500
+
+
+async def test_candidates_that_ended_otherwise_are_the_error_where_other_requests_failed_too() -> None:
+    model = ScriptedModel(FILTERED)
+    with FakeServer(model, profile="chat_no_n") as server:
+        async with await connect(server, api="chat", retries=ONCE) as backend:
+            filtering(model)
+            start = await backend.begin(QUESTION, max_tokens=10, params=PLAIN)
+            server.faults = FaultPlan.first("server_error")
+            with pytest.raises(UnusableDrawError, match="content_filter"):
+                await backend.extend(start, 4, tokens=10, seed=1)
+            model.reasons = {}
+            server.faults = FaultPlan.first("server_error")
+            with pytest.raises(EndpointError) as caught:
+                await backend.extend(start, 4, tokens=10, seed=1)
+    assert caught.value.status == 500
+
+
+async def test_a_pool_draws_only_what_failed_of_a_rollout_all_of_whose_other_rows_ended_otherwise() -> None:
+    model = ScriptedModel(FILTERED)
+    with FakeServer(model, profile="chat_no_n") as server, FakeServer(ScriptedModel(["it is 7"])) as other:
+        one, two = await connect(server, api="chat", retries=ONCE), await connect(other, api="chat", retries=ONCE)
+        async with Pool([one, two]) as pool:
+            filtering(model)
+            start = await pool.begin(QUESTION, max_tokens=10, params=PLAIN)
+            server.faults = FaultPlan.first("server_error")
+            (rows,) = await pool.rollout([start], 4, seed=1)
+    assert sorted((row.text, row.final) for row in rows) == [("", True)] * 3 + [("it is 7", False)]
 
 
 async def test_a_reason_that_is_no_word_is_not_repeated() -> None:

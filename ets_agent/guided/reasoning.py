@@ -32,7 +32,16 @@ DEFAULT_CONCURRENCY = 16
 
 
 class NoPlaceError(Exception):
-    """The time of a run was over before there was a place for it."""
+    """The time of a run was over before there was a place for it.
+
+    Args:
+        seconds: How long it has waited.
+    """
+
+    def __init__(self, *, seconds: float) -> None:
+        """Keep it."""
+        super().__init__("all places were taken until the time was over")
+        self.seconds = seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +175,6 @@ class GuidedReasoning:
             backends.BackendError: The model failed.
         """
         plan = self.plan(_request(question, fields))
-        began = time.monotonic()
         try:
             async with aclosing(self.run(plan)) as events:
                 async for event in events:
@@ -176,7 +184,7 @@ class GuidedReasoning:
                     if isinstance(event, Finished):
                         return GuidedAnswer.of(event.result, trace_id=plan.trace_id)
         except NoPlaceError as error:
-            return self._nothing(plan, str(error), seconds=time.monotonic() - began)
+            return self.without_place(plan, error)
         raise AssertionError("a run ends with Finished")
 
     def answer_sync(
@@ -198,12 +206,13 @@ class GuidedReasoning:
             backends.QueueFullError: Too many calls wait already.
             backends.BackendError: The model failed.
         """
+        began = time.monotonic()
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(None if plan.deadline is None else plan.deadline - time.monotonic()):
                     await stack.enter_async_context(self._places)
             except TimeoutError:
-                raise NoPlaceError("all places were taken until the time was over") from None
+                raise NoPlaceError(seconds=time.monotonic() - began) from None
             writer = self._writer(plan)
             if writer is not None:
                 stack.enter_context(writer)
@@ -212,6 +221,22 @@ class GuidedReasoning:
                     if writer is not None and not _written(writer, event):
                         writer = None
                     yield event
+
+    def without_place(self, plan: Plan, error: NoPlaceError) -> GuidedAnswer:
+        """Return what there is of a plan that got no place: an answer without text, and why."""
+        return GuidedAnswer(
+            answer=None,
+            text="",
+            confidence=None,
+            reward=None,
+            cut_short=True,
+            finish_reason="timeout",
+            usage=Usage(seconds=error.seconds),
+            seed=None,
+            model=self.backend.name,
+            trace_id=plan.trace_id,
+            warnings=(str(error),),
+        )
 
     async def aclose(self) -> None:
         """Close the models that were opened by name; harmless when called twice."""
@@ -265,22 +290,6 @@ class GuidedReasoning:
         except TraceError as error:
             _log.warning("no trace of run %s: %s", plan.trace_id, error)
             return None
-
-    def _nothing(self, plan: Plan, why: str, *, seconds: float) -> GuidedAnswer:
-        """Return what there is of a run whose time was over before it had begun."""
-        return GuidedAnswer(
-            answer=None,
-            text="",
-            confidence=None,
-            reward=None,
-            cut_short=True,
-            finish_reason="timeout",
-            usage=Usage(seconds=seconds),
-            seed=None,
-            model=self.backend.name,
-            trace_id=plan.trace_id,
-            warnings=(why,),
-        )
 
 
 def _request(question: GuidedRequest | Mapping[str, Any] | str | None, fields: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from ets_agent._connections import hang_up
-from ets_agent.guided import GuidedAnswer, GuidedReasoning, GuidedRequest, Plan, RequestError
+from ets_agent.guided import GuidedAnswer, GuidedReasoning, GuidedRequest, NoPlaceError, Plan, RequestError
 from ets_agent.results import BlockCommitted, CandidatesWeighed, Event, Finished
 from ets_agent.server.errors import CLIENT_GONE, ApiError, ClientGoneError, translate
 from ets_agent.server.event_stream import EventStream
@@ -178,35 +178,34 @@ class Answers(Response):
 
         async with stream.kept_alive(), aclosing(self._events(plans)) as events:
             async for index, event in events:
-                if not isinstance(event, CandidatesWeighed | BlockCommitted | Finished):
+                if not isinstance(event, CandidatesWeighed | BlockCommitted | GuidedAnswer):
                     continue
                 if not stream.begun:
                     await stream.begin()
                     for chunk in shape.opening(len(plans)):
                         await say(chunk)
-                text = _text(event)
-                if text is not None and len(text) > len(sent[index]):
+                text = "" if isinstance(event, CandidatesWeighed) else event.text
+                if len(text) > len(sent[index]):
                     # A run that was cut short has an answer that begins with what was committed.
                     await say(shape.piece(index, text[len(sent[index]) :]))
                     sent[index] = text
-                if isinstance(event, Finished):
-                    await say(shape.closing(index, self._answers[index]))
+                if isinstance(event, GuidedAnswer):
+                    await say(shape.closing(index, event))
             if self._asked.include_usage:
                 await say(shape.bill(self._answers))
 
-    async def _events(self, plans: Sequence[Plan]) -> AsyncGenerator[tuple[int, Event]]:
-        """Carry out the plans; keep the answers and count them."""
-        async with aclosing(follow(self._answering.reasoning, plans)) as events:
+    async def _events(self, plans: Sequence[Plan]) -> AsyncGenerator[tuple[int, Event | GuidedAnswer]]:
+        """Carry out the plans, each with its answer as the last event; keep the answers and count them."""
+        reasoning = self._answering.reasoning
+        async with aclosing(follow(reasoning, plans)) as events:
             async for index, event in events:
                 if isinstance(event, Finished):
                     answer = GuidedAnswer.of(event.result, trace_id=plans[index].trace_id)
-                    self._answers[index] = answer
-                    self._answering.metrics.answered(answer)
-                yield index, event
-
-
-def _text(event: Event) -> str | None:
-    """Return the text that is certain after an event."""
-    if isinstance(event, BlockCommitted):
-        return event.text
-    return event.result.text if isinstance(event, Finished) else None
+                elif isinstance(event, NoPlaceError):
+                    answer = reasoning.without_place(plans[index], event)
+                else:
+                    yield index, event
+                    continue
+                self._answers[index] = answer
+                self._answering.metrics.answered(answer)
+                yield index, answer

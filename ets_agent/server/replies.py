@@ -67,8 +67,9 @@ class EtsReply(_Reply):
     """Why it ended; OpenAI's ``finish_reason`` knows the first two only."""
     trace_id: str
     """Names the run, in logs and as name of its trace."""
-    seed: int
-    """The seed of the run; sent with n = 1, it gives this answer again."""
+    seed: int | None
+    """The seed of the run; sent with n = 1, it gives this answer again. Null where it had no place before its time was
+    over."""
     usage: EtsUsage
     """Tokens and seconds."""
     warnings: list[str]

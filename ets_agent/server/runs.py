@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from ets_agent.guided import GuidedReasoning, Plan
+from ets_agent.guided import GuidedReasoning, NoPlaceError, Plan
 from ets_agent.results import Event
 from ets_agent.server.errors import ClientGoneError, shutting_down
 
@@ -24,32 +24,38 @@ _LAST_SECONDS = 0.5
 """The same while the server is being stopped."""
 
 
-async def follow(reasoning: GuidedReasoning, plans: Sequence[Plan]) -> AsyncGenerator[tuple[int, Event]]:
+async def follow(reasoning: GuidedReasoning, plans: Sequence[Plan]) -> AsyncGenerator[tuple[int, Event | NoPlaceError]]:
     """Carry out plans at the same time and yield their events as they come, each with the number of its plan.
 
     A run waits until its event was taken, so a slow reader slows the runs down and nothing piles up. Leaving early
-    ends all of them, and so does one that fails.
+    ends all of them, and so does one that fails. One that gets no place in time does not fail: others have had one. Its
+    error comes as its only event, after those of all others, because the first answer decides whether there is any.
 
     Raises:
+        NoPlaceError: None of them got a place in time.
         Exception: What the first one to fail has raised; see `GuidedReasoning.run`.
     """
     told: asyncio.Queue[tuple[int, Event | asyncio.Task[None]]] = asyncio.Queue()
     taken = [asyncio.Semaphore(0) for _ in plans]
+    late: dict[int, NoPlaceError] = {}
     over = False
 
     async def run(index: int) -> None:
-        async with aclosing(reasoning.run(plans[index])) as events:
-            async for event in events:
-                if over:  # The model took no notice of being cancelled; nobody will take this event.
-                    return
-                told.put_nowait((index, event))
-                await taken[index].acquire()
+        try:
+            async with aclosing(reasoning.run(plans[index])) as events:
+                async for event in events:
+                    if over:  # The model took no notice of being cancelled; nobody will take this event.
+                        return
+                    told.put_nowait((index, event))
+                    await taken[index].acquire()
+        except NoPlaceError as error:
+            late[index] = error
 
     tasks = [asyncio.create_task(run(index)) for index in range(len(plans))]
     for index, task in enumerate(tasks):
         task.add_done_callback(lambda task, index=index: told.put_nowait((index, task)))  # type: ignore[misc]
     try:
-        # All ask for their places before anything is told: where there is none for one of them, there is no answer.
+        # All ask for their places before anything is told: where the queue is full for one of them, nothing is begun.
         await asyncio.sleep(0)
         for task in tasks:
             if task.done():
@@ -63,6 +69,10 @@ async def follow(reasoning: GuidedReasoning, plans: Sequence[Plan]) -> AsyncGene
                 continue
             yield index, what
             taken[index].release()
+        if len(late) == len(plans):
+            raise late[0]
+        for index, error in sorted(late.items()):
+            yield index, error
     finally:
         over = True
         for task in tasks:

@@ -187,7 +187,10 @@ def usage(answers: Mapping[int, GuidedAnswer], choices: int) -> Usage:
     """
     usages = [answer.usage for answer in answers.values()]
     drawn = sum(each.candidate_tokens + each.rollout_tokens for each in usages)
-    prompt = sum(answer.usage.prompt_tokens or 0 for index, answer in answers.items() if index % choices == 0)
+    prompts: dict[int, int] = {}
+    for index, answer in answers.items():  # A choice without a place does not know its prompt's length; others do.
+        prompts[index // choices] = max(prompts.get(index // choices, 0), answer.usage.prompt_tokens or 0)
+    prompt = sum(prompts.values())
     text = sum(each.response_tokens or 0 for each in usages)
     return Usage(
         prompt_tokens=prompt,

@@ -71,9 +71,9 @@ _HARMLESS: Mapping[str, Callable[[Any], bool]] = {
 so little that they may pass."""
 
 _INSTEAD = {
-    "guided_json": "; use response_format",
+    "guided_json": "; use ets.reward, such as json_schema",
     "reasoning_effort": "; use ets.effort",
-    "structured_outputs": "; use response_format",
+    "structured_outputs": "; use ets.reward, such as json_schema",
     "top_k": "; use ets.settings.top_k",
 }
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from pathlib import Path
 
 import pytest
 
+from backends import Prompt, SamplingParams, State
 from backends.scripted import ScriptedBackend
-from ets_agent import ConfigError, Policy
+from ets_agent import ConfigError, GuidedAnswer, Policy
 from ets_agent.guided import GuidedRequest
 from ets_agent.keys import Keys, read_keys
+from ets_agent.results import Usage
 from ets_agent.server import Limits, bind
 from ets_agent.server.errors import ApiError
 from ets_agent.server.limits import Admission
+from ets_agent.server.shapes import usage
 from rewards import RewardSpec
 from tests.server.models import Gated
-from tests.server.served import CHAT, LOW, SCRIPT, TEXT, Served, post, read_until, wait_until
+from tests.server.served import CHAT, LOW, QUESTION, SCRIPT, TEXT, Served, post, read_until, wait_until
 
 PATHS = ["/v1/models", "/v1/models/scripted", "/v1/rewards", "/metrics", "/openapi.json", "/nowhere"]
 
@@ -307,6 +311,61 @@ def test_who_has_no_place_in_time_is_told_to_come_back(stream: bool) -> None:
         assert (refused.status, refused.error["code"]) == (503, "no_place")
         assert refused.headers["retry-after"] == "1"
         assert "all places were taken until the time was over" in refused.error["message"]
+
+
+class Hanging(ScriptedBackend):
+    """Never begins with prompts that say so."""
+
+    async def begin(self, prompt: Prompt, *, max_tokens: int, params: SamplingParams) -> State:
+        if prompt == "hang":
+            await asyncio.Event().wait()
+        return await super().begin(prompt, max_tokens=max_tokens, params=params)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_choices_without_a_place_are_empty_and_take_nothing_from_the_others(stream: bool) -> None:
+    # The first one is over at once, the second one keeps the only place, and there is none for the others.
+    asked = {"prompt": [QUESTION, "hang", "a", "b"], "stream": stream, "ets": {"effort": "low", "timeout": 1.0}}
+    with Served(Hanging(SCRIPT), max_concurrency=1) as served:
+        answer = served.complete(**asked)
+        assert answer.status == 200
+        if stream:
+            assert answer.events[-1] == "[DONE]"
+            chunks = [json.loads(event)["choices"][0] for event in answer.events[:-1]]
+            texts = ["".join(chunk["text"] for chunk in chunks if chunk["index"] == index) for index in range(4)]
+            choices = sorted((chunk for chunk in chunks if chunk.get("ets")), key=lambda chunk: chunk["index"])
+        else:
+            choices = answer.json["choices"]
+            texts = [choice["text"] for choice in choices]
+        assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
+        assert texts[0] in SCRIPT
+        assert texts[1:] == ["", "", ""]
+        assert [choice["finish_reason"] for choice in choices] == ["stop", "length", "length", "length"]
+        assert [choice["ets"]["finish_reason"] for choice in choices[1:]] == ["timeout"] * 3
+        for choice in choices[2:]:
+            assert choice["ets"]["seed"] is None
+            assert choice["ets"]["warnings"] == ["all places were taken until the time was over"]
+            assert choice["ets"]["usage"]["candidate_tokens"] == 0
+
+
+def test_choices_none_of_which_has_a_place_are_refused_together() -> None:
+    backend = Gated()
+    with Served(backend, max_concurrency=1) as served, served.asked(CHAT):
+        wait_until(lambda: backend.waiting == 1)
+        for stream in (False, True):
+            refused = served.chat(stream=stream, n=3, ets={"timeout": 0.05})
+            assert (refused.status, refused.error["code"]) == (503, "no_place")
+
+
+def test_a_prompt_counts_once_though_its_first_choice_had_no_place() -> None:
+    def answer(prompt_tokens: int | None) -> GuidedAnswer:
+        return GuidedAnswer(
+            answer=None, text="", confidence=None, reward=None, cut_short=False, finish_reason="stop", seed=0,
+            usage=Usage(prompt_tokens=prompt_tokens), model="scripted", trace_id="0",
+        )  # fmt: skip
+
+    answers = {index: answer(tokens) for index, tokens in enumerate([None, 5, 7, 7, None, None])}
+    assert usage(answers, 2).prompt_tokens == 12
 
 
 def test_more_answers_than_there_are_places_can_never_be() -> None:

@@ -193,6 +193,15 @@ def test_what_would_change_the_answer_and_is_not_supported_is_refused(
     assert f"{param} is not supported" in answer.error["message"]
 
 
+@pytest.mark.parametrize("name", ["guided_json", "structured_outputs"])
+def test_what_is_named_instead_exists_at_both_addresses(scripted: Served, name: str) -> None:
+    for ask in (scripted.chat, scripted.complete):
+        message = ask(**{name: {"type": "object"}}).error["message"]
+        assert message == f"{name} is not supported; use ets.reward, such as json_schema"
+    reward = {"name": "json_schema", "schema": {"type": "object"}}
+    assert scripted.chat(ets={"reward": reward}).status == scripted.complete(ets={"reward": reward}).status == 200
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [({"echo": True}, "echo"), ({"best_of": 3}, "best_of"), ({"suffix": "."}, "suffix"), ({"logprobs": 0}, "logprobs")],

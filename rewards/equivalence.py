@@ -12,6 +12,7 @@ import logging
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rewards.answers import canonical, without_layout
 from rewards.errors import RewardError, RewardTimeoutError
@@ -61,6 +62,20 @@ _TWO_NUMBERS = re.compile(r"[0-9] +[0-9]")
 _IN_OTHER_BASE = re.compile(r"[0-9A-Za-z]+_\{?[0-9]+\}?")
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read in an answer.
+
+    Attributes:
+        key: Its key, see `equivalence_keys`; its text where it could not be read.
+        failure: Why its value is not known although it may have one: reading failed, or the allowance is used up. None
+            for what was read, and for what was tried and cannot be read within the limits.
+    """
+
+    key: str
+    failure: RewardError | None = None
+
+
 async def equivalence_keys(answers: Sequence[str], *, allowance: Allowance | None = None) -> list[str]:
     r"""Return a key for each answer: equal keys mean equal values, however they are written.
 
@@ -74,33 +89,42 @@ async def equivalence_keys(answers: Sequence[str], *, allowance: Allowance | Non
         allowance: What a run has left of the processes that read answers; when it is used up, the rest is compared as
             text. By default, that of a call outside of runs.
     """
+    readings = await read_answers(answers, allowance=allowance)
+    failures = [reading.failure for reading in readings if reading.failure is not None]
+    if failures:
+        _log.warning("%d of %d answers were compared as text: %s", len(failures), len(readings), failures[0])
+    return [reading.key for reading in readings]
+
+
+async def read_answers(answers: Sequence[str], *, allowance: Allowance | None = None) -> list[Reading]:
+    """Return what is read in each answer, for those who tell a failure from an answer; see `equivalence_keys`."""
     own = Allowance() if allowance is None else allowance
     keys = {answer: _known.get(answer) for answer in answers}
-    # In an order of their own: what is compared as text in the end must not depend on the order of a group.
+    # In an order of their own: what is not read in the end must not depend on the order of a group.
     missing = sorted(answer for answer, key in keys.items() if key is None)
-    found = dict(zip(missing, await asyncio.gather(*(_key(answer, own) for answer in missing)), strict=True))
+    found = dict(zip(missing, await asyncio.gather(*(_read(answer, own) for answer in missing)), strict=True))
     with _lock:  # There may be event loops in several threads.
-        _known.update({answer: key for answer, (key, lasting) in found.items() if lasting})
+        _known.update({answer: reading.key for answer, reading in found.items() if reading.failure is None})
         while len(_known) > REMEMBERED:
             del _known[next(iter(_known))]
-    return [found[answer][0] if answer in found else keys[answer] or "" for answer in answers]
+    return [found[answer] if answer in found else Reading(keys[answer] or "") for answer in answers]
 
 
-async def _key(answer: str, allowance: Allowance) -> tuple[str, bool]:
-    """Return the key of an answer, and whether it would be the same another time."""
+async def _read(answer: str, allowance: Allowance) -> Reading:
     if len(answer) <= LONGEST:
         answer = _bare(_IN_WORDS.sub("%", answer))
     text = canonical(answer)
     if (plain := _plain_key(answer, text)) is not None:
-        return plain, True
-    lasting = True
+        return Reading(plain)
+    key: object = None
+    failure: RewardError | None = None
     try:
         key = await allowance.call(_workers, _latex(answer))
+    except RewardTimeoutError as error:
+        _log.debug("an answer is compared as text: %s", error)
     except RewardError as error:
-        lasting = isinstance(error, RewardTimeoutError)
-        _log.log(logging.DEBUG if lasting else logging.WARNING, "an answer was compared as text: %s", error)
-        key = None
-    return (key if isinstance(key, str) else text.casefold()), lasting
+        failure = error
+    return Reading(key if isinstance(key, str) else text.casefold(), failure)
 
 
 def _latex(answer: str) -> str:

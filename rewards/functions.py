@@ -54,7 +54,6 @@ class FunctionReward(PointwiseReward):
             function, takes="one completion", name=name, timeout=timeout, process=process, arguments=arguments or {}
         )
         self.name = self._function.name
-        self.timeout = timeout
         self.judgment_limit = None  # The function has its own.
         self.concurrency = None if self._function.asynchronous else 1
 
@@ -93,7 +92,6 @@ class GroupFunctionReward(Reward):
             arguments=arguments or {},
         )
         self.name = self._function.name
-        self.timeout = timeout
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
         """Return the function's verdicts, None for failed draws.

@@ -7,8 +7,8 @@ from typing import Self
 
 from backends import Completion, Prompt
 from rewards.answers import canonical, extract_answer
-from rewards.equivalence import equivalence_keys
-from rewards.errors import RewardSpecError
+from rewards.equivalence import read_answers
+from rewards.errors import RewardError, RewardSpecError
 from rewards.pointwise import PointwiseReward
 from rewards.registry import register
 from rewards.shared_workers import PATIENCE, Allowance
@@ -19,7 +19,9 @@ class MathAnswer(PointwiseReward):
     """Reward 1 for completions whose final answer equals a known one, 0 for others; for evaluation and tests.
 
     An oracle: it knows the answer, so what it guides says nothing about how well a question would be solved without
-    that. Answers are compared by value, see `rewards.equivalence_keys`; a completion without an answer gets 0.
+    that. Answers are compared by value, see `rewards.equivalence_keys`; a completion without an answer gets 0. One
+    whose answer could not be read, because that failed or was given up in this run, has no verdict, unless its text is
+    right.
     """
 
     minimum, maximum = 0.0, 1.0
@@ -44,11 +46,18 @@ class MathAnswer(PointwiseReward):
             raise RewardSpecError(f"the gold answer is empty: {gold!r}")
 
     async def judge(self, prompt: Prompt, completion: Completion) -> float:
-        """Return 1 for a right answer, 0 for a wrong or missing one."""
+        """Return 1 for a right answer, 0 for a wrong or missing one.
+
+        Raises:
+            RewardError: The answers differ as texts, and one of them could not be read.
+        """
         # The right answer first, whatever the others take of the allowance.
-        (gold,) = await equivalence_keys([self._gold], allowance=self._allowance)
-        (key,) = await equivalence_keys([self.answer(completion) or ""], allowance=self._allowance)
-        return float(key == gold)
+        (gold,) = await read_answers([self._gold], allowance=self._allowance)
+        (found,) = await read_answers([self.answer(completion) or ""], allowance=self._allowance)
+        failure = gold.failure or found.failure
+        if failure is not None and found.key and found.key != gold.key:
+            raise RewardError(f"an answer could not be read: {failure}") from failure
+        return float(found.key == gold.key)
 
     def session(self) -> Self:
         """Return a copy with an allowance for one run, which judges what recurs only once."""

@@ -24,8 +24,8 @@ class PointwiseReward(Reward):
     """A reward whose verdict depends on prompt and completion alone; subclasses say how to `judge` one completion.
 
     Failed draws have no verdict and are never judged. A judgement that raises, takes too long or gives no number costs
-    that verdict, which is logged and listed in `problems`. If it happens to all of them, nothing was judged and `score`
-    raises.
+    that verdict, which is listed in `problems`, and logged once in a run. If it happens to all of them, nothing was
+    judged and `score` raises.
     """
 
     pointwise = True
@@ -38,6 +38,9 @@ class PointwiseReward(Reward):
 
     _verdicts: dict[Hashable, float | None] | None = None
     """Within a run, what was judged in it already."""
+
+    _logged: set[str] | None = None
+    """Within a run, what went wrong in it already."""
 
     @abstractmethod
     async def judge(self, prompt: Prompt, completion: Completion) -> float | None:
@@ -69,17 +72,20 @@ class PointwiseReward(Reward):
     def session(self) -> Self:
         """Return a copy that judges what recurs in a run only once."""
         session = copy.copy(self)
-        session._verdicts = {}
+        session._verdicts, session._logged = {}, set()
         return session
 
     def _report(self, errors: Sequence[Exception], *, judged: int) -> None:
-        problems = Counter(map(described, errors))
+        counted = Counter(map(described, errors)).most_common(_MOST_PROBLEMS)
         self.problems = [
             f"reward {self.label!r} gave no verdict on {count} of {judged} responses: {problem}"
-            for problem, count in problems.most_common(_MOST_PROBLEMS)
+            for problem, count in counted
         ]
-        for problem in self.problems:
-            _log.warning(problem)
+        logged = set() if self._logged is None else self._logged
+        for message, (problem, _) in zip(self.problems, counted, strict=True):
+            if problem not in logged:
+                _log.warning(message)
+            logged.add(problem)
 
     async def _judge_all(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | Exception | None]:
         async def attempt(completion: Completion) -> float | None:

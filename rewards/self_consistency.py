@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -10,12 +11,13 @@ from backends import Completion, Prompt
 from rewards.answers import canonical, extract_answer
 from rewards.base import Reward
 from rewards.choice import extract_choice
-from rewards.equivalence import equivalence_keys
+from rewards.equivalence import read_answers
 from rewards.errors import RewardError
 from rewards.registry import register
 from rewards.shared_workers import PATIENCE, Allowance
-from rewards.voting import VotingReward
+from rewards.voting import UncertainBallot, VotingReward
 
+_log = logging.getLogger(__name__)
 _EXTRACTORS: dict[str, Callable[[str], str | None]] = {"answer": extract_answer, "choice": extract_choice}
 
 
@@ -25,7 +27,8 @@ class SelfConsistency(VotingReward):
 
     Each completion votes for its final answer, see `VotingReward` for how votes are counted. It is no oracle: it needs
     no key, and is right as far as the model's errors disagree with each other. Answers of one value vote together,
-    however they are written, see `rewards.equivalence_keys`.
+    however they are written, see `rewards.equivalence_keys`. An answer that could not be read, because that failed or
+    was given up in this run, votes as text, and has no verdict if it does not win.
     """
 
     def __init__(
@@ -47,19 +50,32 @@ class SelfConsistency(VotingReward):
         self._extract = extractor if callable(extractor) else _EXTRACTORS[extractor]
         self._by_value = equivalence == "math"
         self._allowance: Allowance | None = None
+        self._logged = False
+        """Whether this run has logged that answers could not be read."""
 
     async def ballots(self, prompt: Prompt, completions: Sequence[Completion]) -> list[str | None]:
         """Return the key of each answer."""
         answers = [self.answer(completion) or "" for completion in completions]
         if not self._by_value:
             return [canonical(answer) for answer in answers]
-        return [*await equivalence_keys(answers, allowance=self._allowance)]
+        readings = await read_answers(answers, allowance=self._allowance)
+        self._report([reading.failure for reading in readings if reading.failure is not None], len(readings))
+        return [reading.key if reading.failure is None else UncertainBallot(reading.key) for reading in readings]
 
     def session(self) -> Reward:
         """Return a copy with an allowance for one run; see `VotingReward.session`."""
         session = copy.copy(self)
         session._allowance = Allowance(patience=PATIENCE)
         return VotingReward.session(session)
+
+    def _report(self, failures: Sequence[RewardError], count: int) -> None:
+        self.problems = ()
+        if failures:
+            name, what = f"reward {self.label!r}", f"could not read {len(failures)} of {count} answers"
+            self.problems = [f"{name} {what}, which have no verdict unless their text wins: {failures[0]}"]
+            if not self._logged:
+                _log.warning(self.problems[0])
+            self._logged = self._allowance is not None
 
     def answer(self, completion: Completion) -> str | None:
         """Return the final answer as it is written in the completion."""

@@ -54,7 +54,7 @@ class Allowance:
         """
         async with self._places:
             if self._failures >= self._patience:
-                raise RewardError(f"it is not asked any more in this run, after {self._failures} failures")
+                raise RewardError(f"{workers.name} is given up in this run, after {self._failures} failures")
             try:
                 return await workers.call(*args, **kwargs)
             except RewardError:

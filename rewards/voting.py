@@ -16,6 +16,12 @@ from rewards.base import Reward, score_drawn
 _TIE = 1e-4  # relative; above the rounding of weights scored in float32, below one vote among thousands
 
 
+class UncertainBallot(str):
+    """A ballot that may mean the same as others: it votes as what it is, and where it does not win, has no verdict."""
+
+    __slots__ = ()
+
+
 class VotingReward(Reward):
     """Reward 1 for completions of the group whose ballot wins, 0 for others; subclasses say what a ballot is.
 
@@ -45,6 +51,7 @@ class VotingReward(Reward):
     async def ballots(self, prompt: Prompt, completions: Sequence[Completion]) -> list[str | None]:
         """Return what each completion votes for, ``""`` for nothing, None where that cannot be told (no verdict).
 
+        An `UncertainBallot` is between the two: agreement with it is agreement, but to lose says nothing.
         No completion is a failed draw.
         """
 
@@ -72,7 +79,12 @@ class VotingReward(Reward):
         for ballot, log_weights in weights.items():
             tally[ballot] = tally.get(ballot, _NO_VOTES).plus(log_weights)
         winners = _winners(tally)
-        return [None if ballot is None else float(ballot in winners) for ballot in cast]
+        return [
+            None
+            if ballot is None or (isinstance(ballot, UncertainBallot) and ballot not in winners)
+            else float(ballot in winners)
+            for ballot in cast
+        ]
 
 
 class _Run(Reward):

@@ -59,7 +59,7 @@ class Workers:
             RewardSpecError: The function cannot be imported by name.
         """
         self._target = function if isinstance(function, str) else _import_name(function, name)
-        self._name = name
+        self.name = name
         self._limits: dict[str, float | None] = {"seconds": seconds, "cpu_seconds": cpu_seconds, "memory": memory}
         self._lock = threading.Lock()
         self._threads = Threads(size, name="ets-reward-worker")
@@ -114,22 +114,22 @@ class Workers:
                 reply = self._exchange(process, job)
             except Exception as error:  # Above all a result that cannot be read.
                 self._drop(process)
-                raise failed(self._name, error) from error
+                raise failed(self.name, error) from error
             if reply is not None and self._keep(process, job):
                 ok, value = reply
                 if not ok:
-                    raise RewardError(f"{self._name} failed: {value}")
+                    raise RewardError(f"{self.name} failed: {value}")
                 return value
             status = self._drop(process)
             if job.cancelled:
-                raise RewardError(f"{self._name} was cancelled")
+                raise RewardError(f"{self.name} was cancelled")
             if job.late:
-                raise RewardTimeoutError(f"{self._name} took longer than {self._limits['seconds']:g} s")
+                raise RewardTimeoutError(f"{self.name} took longer than {self._limits['seconds']:g} s")
             if -status == _worker.OVERTIME:
                 limit = self._limits["cpu_seconds"]
-                raise RewardTimeoutError(f"{self._name} took longer than {limit:g} s of processor time")
+                raise RewardTimeoutError(f"{self.name} took longer than {limit:g} s of processor time")
             if not reused or job.tried:
-                raise RewardError(f"{self._name} failed: its process died ({_cause(status)})")
+                raise RewardError(f"{self.name} failed: its process died ({_cause(status)})")
             job.tried = True  # It may have been gone before the job came: idle ones go home, or are killed for memory.
 
     def _exchange(self, process: subprocess.Popen[bytes], job: _Job) -> tuple[bool, Any] | None:
@@ -173,7 +173,7 @@ class Workers:
         """Return an idle process or a new one, which now belongs to the job."""
         with self._lock:
             if job.cancelled:
-                raise RewardError(f"{self._name} was cancelled")
+                raise RewardError(f"{self.name} was cancelled")
             idle = next((process for process, other in self._processes.items() if other is None), None)
             process = idle or self._start()
             self._processes[process] = job

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +10,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from backends import Completion
-from rewards import MathAnswer, Reward, RewardTimeoutError, SelfConsistency, equivalence, equivalence_keys
+from rewards import (
+    MathAnswer,
+    Reward,
+    RewardError,
+    RewardTimeoutError,
+    SelfConsistency,
+    equivalence,
+    equivalence_keys,
+)
 from rewards.shared_workers import PATIENCE, SECONDS, Allowance
 from rewards.workers import DEFAULT_SIZE, Workers
 
@@ -121,14 +130,29 @@ async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     assert await asyncio.gather(equivalence_keys(numbers), equivalence_keys(numbers[::-1])) == [numbers, numbers[::-1]]
 
 
-async def test_without_math_verify_answers_are_compared_as_text(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    workers = Workers("no_such:f", size=1, name="reading an answer")
     monkeypatch.setattr(equivalence, "_known", {})
-    monkeypatch.setattr(equivalence, "_workers", Workers("no_such:f", size=1, name="reading an answer"))
+    monkeypatch.setattr(equivalence, "_workers", workers)
+    yield
+    workers.close()
+
+
+@pytest.mark.usefixtures("broken")
+async def test_without_math_verify_answers_are_compared_as_text(caplog: pytest.LogCaptureFixture) -> None:
     assert await equivalence_keys([r"\sqrt{4}", "0.50"]) == [r"\sqrt{4}", "0.5"]
-    assert "compared as text: reading an answer failed: cannot import" in caplog.text
-    equivalence._workers.close()
+    assert "1 of 2 answers were compared as text: reading an answer failed: cannot import" in caplog.text
+
+
+@pytest.mark.usefixtures("broken")
+async def test_without_math_verify_an_answer_has_a_verdict_only_where_its_text_is_enough() -> None:
+    texts = [r"\boxed{\sqrt{4}}", r"\boxed{\sqrt{9}}", "no answer", r"\boxed{\sqrt{4}}"]
+    group = [Completion(text=text) for text in texts]
+    assert await MathAnswer(r"\sqrt{4}").score("q", group) == [1, None, 0, 1]
+    assert await SelfConsistency().score("q", group) == [1, None, 0, 1]
+    with pytest.raises(RewardError, match="an answer could not be read: reading an answer failed: cannot import"):
+        await MathAnswer(r"\sqrt{4}").score("q", [Completion(text="2")])
 
 
 async def test_votes_and_oracle_go_by_value() -> None:
@@ -249,5 +273,46 @@ async def test_what_is_given_up_does_not_depend_on_the_order_of_a_group(queue: Q
 
 async def test_the_right_answer_is_read_before_the_others(queue: Queue) -> None:
     verdicts = await MathAnswer(GOLD).session().score("q", [*HARD, Completion(text=rf"\boxed{{{GOLD}}}")])
-    assert verdicts == [*[0.0] * len(HARD), 1.0]
+    assert verdicts[-1] == 1
+    assert all(not verdict for verdict in verdicts[:-1])
     assert queue.asked[0] == r"\sqrt{2}+\pi"
+
+
+SPELLINGS = [r"\sqrt{12}", r"2\cdot\sqrt{3}", r"\frac{6}{\sqrt{3}}"]
+
+
+@pytest.mark.parametrize("reward", [MathAnswer(r"2\sqrt{3}"), SelfConsistency(), SelfConsistency(accumulate=True)])
+async def test_what_is_not_read_any_more_has_no_verdict_and_is_told(
+    reward: Reward, queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.values = dict.fromkeys([*SPELLINGS, r"2\sqrt{3}"], "one value")
+    group = [Completion(text=rf"\boxed{{{answer}}}") for answer in SPELLINGS]
+    assert await reward.session().score("q", group) == [1, 1, 1]
+    equivalence._known.clear()
+    run = reward.session()
+    assert await run.score("q", HARD[:PATIENCE]) == [0] * PATIENCE, "these were tried"
+    assert not run.problems
+    assert not caplog.messages
+    for text in ("none", "none at all"):
+        assert await run.score("q", [*group, Completion(text=text)]) == [None, None, None, 0]
+        [problem] = run.problems
+        assert "reading an answer is given up in this run, after 2 failures" in problem
+    assert len(caplog.messages) == 1, "once in a run"
+    await reward.session().score("q", [*HARD[:9], *group])
+    assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("reward", [MathAnswer(r"\sqrt{12}"), SelfConsistency()])
+async def test_what_is_not_read_any_more_is_right_where_its_text_is(reward: Reward, queue: Queue) -> None:
+    run = reward.session()
+    await run.score("q", HARD[:PATIENCE])
+    equivalence._known.clear()
+    group = [Completion(text=text) for text in (r"\boxed{\sqrt{12}}", r"#### \sqrt{12}", r"\boxed{\sqrt{11}}")]
+    assert await run.score("q", group) == [1, 1, None]
+
+
+async def test_what_could_be_read_loses_against_text_that_wins(queue: Queue) -> None:
+    run = SelfConsistency().session()
+    await run.score("q", HARD[:PATIENCE])
+    texts = [r"\boxed{\sqrt{12}}", r"\boxed{\sqrt{12}}", "7", r"\boxed{\sqrt{11}}"]
+    assert await run.score("q", [Completion(text=text) for text in texts]) == [1, 1, 0, None]

@@ -303,8 +303,3 @@ async def test_a_thread_that_raises_what_looks_like_a_cancellation_has_no_verdic
 
     with pytest.raises(RewardError, match="RuntimeError: CancelledError"):
         await FunctionReward(cancelled, timeout=10).score("q", [A])
-
-
-def test_the_time_limit_is_the_one_that_was_given() -> None:
-    assert FunctionReward(_length, timeout=3).timeout == 3
-    assert GroupFunctionReward(_length, timeout=None).timeout is None

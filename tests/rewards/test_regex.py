@@ -75,9 +75,9 @@ async def test_a_pattern_that_takes_too_long_twice_is_given_up_for_the_rest_of_t
     evil = [Completion(text="a" * 40 + "!" * n) for n in range(1, 20)]
     assert await run.score("q", [Completion(text="aaa"), *evil]) == [1, *[None] * len(evil)]
     assert len(searched) <= 1 + PATIENCE + DEFAULT_SIZE - 1
-    assert any("it is not asked any more in this run, after" in problem for problem in run.problems)
+    assert any("searching for a pattern is given up in this run, after" in problem for problem in run.problems)
     searched.clear()
-    with pytest.raises(RewardError, match="not asked any more"):
+    with pytest.raises(RewardError, match="given up in this run"):
         await run.score("q", [Completion(text="aaaa")])
     assert not searched
     assert await reward.session().score("q", [Completion(text="aaaa")]) == [1]

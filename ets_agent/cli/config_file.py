@@ -18,13 +18,16 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Make the values of a file the defaults of the command's other options; called by the parser.
 
     The file holds one JSON object. Its keys are the options without their dashes, such as ``candidates`` or
-    ``kl-coef``, or the names of settings in `ETSConfig`, such as ``num_candidates``; ``-`` and ``_`` are the same. The
-    reward may be text or an object.
+    ``kl-coef``, or the names of those settings in `ETSConfig` that have an option, such as ``num_candidates``; ``-``
+    and ``_`` are the same. The reward may be text or an object.
     """
     if path is not None:
         with session(debug=False):  # The command's own begins only when all options are read.
             values = _by_parameter(_read(path), path, context)
-            context.default_map = {name: _as_option(name, value) for name, value in values.items() if value is not None}
+            parameters = {parameter.name: parameter for parameter in context.command.params}
+            context.default_map = {
+                name: _as_option(parameters[name], value, path) for name, value in values.items() if value is not None
+            }
     return path
 
 
@@ -65,9 +68,15 @@ def _plain(key: str) -> str:
     return key.replace("-", "_")
 
 
-def _as_option(name: str, value: Any) -> Any:
+def _as_option(parameter: Any, value: Any, path: Path) -> Any:
     """Return a value as it would stand on the command line, where the option is text there."""
-    if name == "num_rollouts" and isinstance(value, list):
+    values = value if isinstance(value, list) else [value]
+    if not parameter.is_flag and any(isinstance(item, bool) for item in values):  # Python would take true for 1.
+        option, written = max(parameter.opts, key=len), json.dumps(value)
+        raise ConfigError(f"the config {path} sets {option} to {written}; allowed: true and false for flags alone")
+    if parameter.multiple:
+        return values
+    if parameter.name == "num_rollouts" and isinstance(value, list):
         return ":".join(map(str, value))
     if isinstance(value, dict):
         return json.dumps(value)

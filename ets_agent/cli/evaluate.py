@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -139,7 +140,8 @@ def _problems(benchmark: str, limit: int, seed: int) -> Sequence[Problem]:
     if benchmark in _BENCHMARKS:
         return _BENCHMARKS[benchmark](limit, seed)
     path = Path(benchmark)
-    if not path.exists() and not path.suffix and path.name == benchmark:
+    # Not `Path.exists`, which raises for a name that no file can have; and `Path("")` is the working directory.
+    if not os.path.exists(benchmark) and not path.suffix and path.name == benchmark:
         raise ConfigError(
             f"there is no problem set {benchmark!r} and no such file; allowed: {', '.join(_BENCHMARKS)}, or {_FILE}"
         )

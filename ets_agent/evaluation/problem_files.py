@@ -72,4 +72,12 @@ def _problem(place: str, line: bytes) -> FileProblem:
     if not fits or (isinstance(answer, float) and not math.isfinite(answer)) or not str(answer).strip():
         raise ConfigError(f"{place}: the answer is {answer!r:.80}; allowed: a text or a number")
     written = str(answer).strip()
+    for name, text in (("question", question), ("answer", written)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(text[error.start]):x}"
+            raise ConfigError(
+                f"{place}: the {name} has {half}, half of a surrogate pair; allowed: whole characters"
+            ) from error
     return FileProblem(question, stated_answer(written) or written)

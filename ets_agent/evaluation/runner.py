@@ -60,7 +60,8 @@ async def evaluate(
 
     With ``against``, wall times can be compared. The problems go in chunks of ``concurrency``; each chunk is answered
     by one method, then by the other, and which one begins alternates, so that both see the machine in the same states.
-    Before that both answer the first problem, unrecorded, so that what is made on first use does not count.
+    Before that both answer the first problem, unrecorded, so that what is made on first use does not count. Nor does
+    the time that it takes to judge answers: those of a chunk are judged when the chunk is over.
 
     Args:
         backend: The reference model; it stays open.
@@ -74,7 +75,8 @@ async def evaluate(
         chat: Ask by a chat message instead of plain text; by default where the model takes chat messages.
         seed: Seed of the evaluation.
         concurrency: Most problems under way at the same time.
-        on_progress: Called with each problem's record as soon as it is there, in no certain order.
+        on_progress: Called with each problem's record as soon as it is there, in no certain order; with ``against``,
+            when its chunk is answered.
         benchmark: Name of the problem set, for the report.
 
     Raises:
@@ -119,6 +121,17 @@ async def evaluate(
     return report
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What came of one problem, before it is judged."""
+
+    index: int
+    solution: Solution | None
+    answer: str | None
+    failure: str | None
+    seconds: float
+
+
 @dataclass(slots=True)
 class _Entrant:
     """One method at the problems, and what came of it so far."""
@@ -131,10 +144,9 @@ class _Entrant:
     items: list[ItemRecord] = field(default_factory=list)
     chunk_seconds: list[float] = field(default_factory=list)
 
-    async def solve(self, index: int) -> ItemRecord:
+    async def solve(self, index: int) -> _Attempt:
         """Answer one problem; whatever goes wrong is its result."""
         problem, seed = self.problems[index], self.seeds[index]
-        gold = str(problem.answer)
         prompt: Prompt = [{"role": "user", "content": problem.question}] if self.as_chat else problem.question
         solution: Solution | None = None
         answer: str | None = None
@@ -145,22 +157,27 @@ class _Entrant:
             answer = extract_answer(solution.text)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}".removesuffix(": ")
-        seconds = time.monotonic() - began
-        correct = failure is None and answer is not None and len(set(await equivalence_keys([answer, gold]))) == 1
+        return _Attempt(index, solution, answer, failure, time.monotonic() - began)
+
+    async def grade(self, attempt: _Attempt) -> ItemRecord:
+        """Judge what came of one problem."""
+        problem, solution, answer = self.problems[attempt.index], attempt.solution, attempt.answer
+        gold = str(problem.answer)
+        judged = attempt.failure is None and answer is not None
         return ItemRecord(
             method=self.name,
-            index=index,
+            index=attempt.index,
             question=problem.question,
             gold=gold,
             text=None if solution is None else solution.text,
             answer=answer,
-            correct=correct,
-            error=failure,
+            correct=judged and len(set(await equivalence_keys([answer or "", gold]))) == 1,
+            error=attempt.failure,
             tokens=0 if solution is None else solution.tokens,
-            seconds=seconds,
+            seconds=attempt.seconds,
             ess=None if solution is None else solution.ess,
             ratio_ess=None if solution is None else solution.ratio_ess,
-            seed=seed,
+            seed=self.seeds[attempt.index],
         )
 
 
@@ -171,9 +188,14 @@ async def _run(
     count = len(entrants[0].problems)
     places = asyncio.Semaphore(concurrency)
 
-    async def solve(entrant: _Entrant, index: int) -> ItemRecord:
+    async def solve(entrant: _Entrant, index: int) -> _Attempt:
         async with places:
-            record = await entrant.solve(index)
+            return await entrant.solve(index)
+
+    async def grade(entrant: _Entrant, solving: asyncio.Task[_Attempt], begin: asyncio.Event) -> ItemRecord:
+        attempt = await solving
+        await begin.wait()
+        record = await entrant.grade(attempt)
         if on_progress is not None:
             on_progress(record)
         return record
@@ -186,8 +208,14 @@ async def _run(
             await entrant.solve(0)
     for number, chunk in enumerate(chunks):
         for entrant in entrants if number % 2 == 0 else reversed(entrants):
+            may_grade = asyncio.Event()
+            if len(entrants) == 1:  # There is no wall time to compare, so progress is told at once.
+                may_grade.set()
             began = time.monotonic()
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(solve(entrant, index)) for index in chunk]
-            entrant.chunk_seconds.append(time.monotonic() - began)
-            entrant.items += [task.result() for task in tasks]
+                solving = [group.create_task(solve(entrant, index)) for index in chunk]
+                grading = [group.create_task(grade(entrant, task, may_grade)) for task in solving]
+                await asyncio.gather(*solving)
+                entrant.chunk_seconds.append(time.monotonic() - began)
+                may_grade.set()
+            entrant.items += [task.result() for task in grading]

@@ -44,6 +44,11 @@ def test_a_file_sets_options_and_the_command_line_overrides_it(ets: Ets, loader:
     assert (config.stop, config.seed, config.timeout) == (("x", "y"), 4, None)
 
 
+def test_a_single_stop_string_needs_no_list(ets: Ets, file: Any) -> None:
+    outcome = ets("solve", QUESTION, "-c", file({"stop": "ab", "seed": 1}), "--json")
+    assert Result.model_validate_json(outcome.stdout).config.stop == ("ab",)
+
+
 def test_the_reward_of_a_file_may_be_text(ets: Ets, file: Any) -> None:
     outcome = ets("solve", QUESTION, "-c", file({"reward": "math_answer:gold=18", "seed": 1}))
     assert outcome.stdout == "18\n"
@@ -85,6 +90,13 @@ def test_options_have_the_names_that_they_have_on_the_command_line(ets: Ets, fil
         ([1], "must be a JSON object, not list"),
         ({"reward": {"name": "nope"}}, "no reward is called 'nope'"),
         ({"num_rollouts": [3, 2]}, "--rollouts is 3:2"),
+        ({"num_rollouts": [True, 2]}, "sets --rollouts to [true, 2]; allowed: true and false for flags alone"),
+        ({"candidates": True}, "sets --candidates to true; allowed: true and false for flags alone"),
+        ({"seed": False}, "sets --seed to false; allowed"),
+        ({"timeout": True}, "sets --timeout to true; allowed"),
+        ({"kl-coef": True}, "sets --kl-coef to true; allowed"),
+        ({"stop": [True]}, "sets --stop to [true]; allowed"),
+        ({"ess_threshold": 0.5}, "sets 'ess_threshold'; allowed: "),
     ],
     ids=str,
 )

@@ -177,6 +177,9 @@ def test_failures_in_a_comparison_are_told_by_method(ets: Ets, solver: Loader) -
     [
         (["nope"], "there is no problem set 'nope' and no such file; allowed: word_problems, or a file of JSON lines"),
         (["nope.jsonl"], "cannot read the problems nope.jsonl: No such file or directory"),
+        ([""], "there is no problem set '' and no such file; allowed: word_problems, or"),
+        (["x" * 300], "xxx' and no such file; allowed: word_problems, or"),
+        (["x" * 300 + ".jsonl"], "xxx.jsonl: File name too long"),
         (["."], "cannot read the problems .: Is a directory"),
         ([__file__], f"{__file__}, line 1: this is no JSON"),
         (["word_problems", "--method", "nope"], "allowed: base, best_of_n, ets, ets_is"),

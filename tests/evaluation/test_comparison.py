@@ -183,6 +183,26 @@ async def test_wall_times_are_those_of_the_chunks_without_the_warm_up(monkeypatc
     assert (both.wall_time_ratio, both.median_chunk_ratio) == (3.0, 3.0)
 
 
+async def test_the_time_to_judge_is_no_wall_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Clock()
+    seen: set[str] = set()
+
+    async def keys(answers: Sequence[str]) -> list[str]:
+        """What is read takes long, and is known after that."""
+        for answer in set(answers) - seen:
+            backend.now += 50
+            seen.add(answer)
+        return list(answers)
+
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=backend.monotonic))
+    monkeypatch.setattr(runner, "equivalence_keys", keys)
+    both = await evaluate(backend, PROBLEMS[:5], method="base", against="base", config=CONFIG, concurrency=2)
+    assert seen
+    assert both.against is not None
+    assert both.chunk_seconds == both.against.chunk_seconds == (2.0, 2.0, 1.0)
+    assert (both.wall_time_ratio, both.median_chunk_ratio) == (1, 1)
+
+
 async def test_every_problem_has_its_wall_time(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = Clock()
     monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=backend.monotonic))

@@ -68,12 +68,23 @@ def test_blank_lines_do_not_count_and_a_limit_takes_the_first(path: Path) -> Non
         (b'{"question": "q", "answer": true}', "the answer is True; allowed"),
         (b'{"question": "q", "answer": [1]}', "the answer is .1.; allowed"),
         (b'{"question": "q", "answer": NaN}', "the answer is nan; allowed"),
+        (
+            rb'{"question": "q\ud800", "answer": 1}',
+            r"the question has .ud800, half of a surrogate pair; allowed: whole",
+        ),
+        (rb'{"question": "q", "answer": "\udfff 1"}', r"the answer has .udfff, half of a surrogate pair"),
+        (rb'{"question": "q", "answer": "#### \ud83d"}', r"the answer has .ud83d, half of a surrogate pair"),
     ],
 )
 def test_a_line_that_is_no_problem_is_named(path: Path, line: bytes, message: str) -> None:
     path.write_bytes(b'{"question": "q", "answer": 1}\n\n' + line + b"\n")
     with pytest.raises(ConfigError, match=rf"problems\.jsonl, line 3: .*{message}"):
         read_problems(path)
+
+
+def test_a_whole_surrogate_pair_is_a_character(path: Path) -> None:
+    path.write_bytes(rb'{"question": "\ud83d\ude00?", "answer": 1}')
+    assert read_problems(path)[0].question == "\U0001f600?"
 
 
 def test_a_file_without_problems_is_refused(path: Path) -> None:

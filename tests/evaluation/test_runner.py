@@ -73,6 +73,23 @@ async def test_self_consistency_beats_a_single_sample(backend: ScriptedBackend) 
     assert base.interval.low < base.accuracy < base.interval.high
 
 
+async def test_records_of_one_method_are_told_while_others_are_under_way() -> None:
+    told = asyncio.Event()
+
+    class Waiting(ScriptedBackend):
+        async def extend(self, state: State, n: int, *, tokens: int, seed: int) -> list[State]:
+            drawn = await super().extend(state, n, tokens=tokens, seed=seed)
+            if any("#### 1" in one.text for one in drawn):
+                await asyncio.wait_for(told.wait(), 30)
+            return drawn
+
+    backend = Waiting(lambda prompt: ["####" + str(prompt).strip("?").removeprefix("What is")])
+    report = await evaluate(
+        backend, PROBLEMS[:2], method="base", config=CONFIG, chat=False, on_progress=lambda record: told.set()
+    )
+    assert [item.correct for item in report.items] == [True, True]
+
+
 async def test_answers_are_compared_by_value() -> None:
     golds = ["1000", 1000, "1,000", r"\frac{2000}{2}", "10^3", "100"]
     report = await evaluate(ScriptedBackend(["#### 1,000.0"]), [Question("q", gold) for gold in golds], config=CONFIG)

@@ -135,7 +135,14 @@ class Client(EndpointClient[openai.AsyncOpenAI]):
         }
         if self._authorization is not None:
             headers["Authorization"] = self._authorization
-        return openai.AsyncOpenAI(base_url=self._base_url, api_key="none", default_headers=headers, max_retries=0)
+        return openai.AsyncOpenAI(
+            base_url=self._base_url,
+            api_key="none",
+            default_headers=headers,
+            max_retries=0,
+            # Its own one begins a task when it is collected, which fails where the client could not be made.
+            http_client=openai.DefaultAsyncHttpxClient(),
+        )
 
     def _legible(self, answer: Any) -> Any:
         """Refuse an answer that is a text."""
@@ -155,7 +162,7 @@ class Client(EndpointClient[openai.AsyncOpenAI]):
             return UnreachableError(f"{request}: the connection failed: {reason}", retryable=True)
         if isinstance(error, UnicodeEncodeError):
             return PromptError(f"{request}: the text has half of a surrogate pair, which is no character: {error}")
-        if isinstance(error, ValueError | RecursionError):
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
             return IllegibleError(f"{request}: the answer is not valid JSON: {reason}", retryable=True)
         return EndpointError(f"{request}: it could not be sent: {type(error).__name__}: {reason}")
 

@@ -78,18 +78,27 @@ class EndpointClient(ABC, Generic[C]):
             ask: Sends it once, given connections and a number for this try.
             read: Turns the answer into what is wanted; raises `MalformedError` where it cannot, and the request is sent
                 again.
-            within: Seconds after which no answer means that there is no server, if fewer than those of a try.
+            within: Seconds after which no answer means that there is no server, which is then not asked again; no more
+                than those of a try count.
 
         Raises:
             BackendError: It failed for good; the message names the request.
         """
         number = f"ets-{uuid.uuid4().hex[:16]}"
+        request = f"{what} [{number}]"
         tries = itertools.count(1)
 
         async def once() -> T:
             return await self._once(what, f"{number}-{next(tries)}", ask, read, within)
 
-        return await self._retries.call(once, what=f"{what} [{number}]")
+        try:
+            async with asyncio.timeout(None) as limit:
+                with self._noted(limit):
+                    return await self._retries.call(once, what=request)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        raise self._closed_during(request)
 
     async def _once(
         self,
@@ -101,29 +110,25 @@ class EndpointClient(ABC, Generic[C]):
     ) -> T:
         await take_turn()  # Thirty answers that come at once, and the requests that follow them, take 40 ms.
         request = f"{what} [{number}]"
-        contact = within is not None and within < self._timeout
-        seconds = within if within is not None and contact else self._timeout
-        limit: asyncio.Timeout | None = None
+        connection = await self._connection(request)  # Making one takes long, and is not the server's time.
+        seconds = self._timeout if within is None else min(within, self._timeout)
         failure: BackendError
+        limit = asyncio.timeout(seconds)
         try:
-            connection = await self._connections.get()  # Making one takes long, and is not the server's time.
-            async with asyncio.timeout(seconds) as limit:
-                with self._noted(limit):
-                    answer = await ask(connection, number)
+            async with limit:
+                answer = await ask(connection, number)
         except BackendError:
             raise
         except Exception as error:
             if self._connections.closed:
-                failure = BackendClosedError(f"{self._connections.name} was closed during {request}")
-            elif limit is not None and limit.expired():
-                late = f"{request}: no answer within {seconds:g} s"
-                failure = (
-                    UnreachableError(f"{late}, which connect_timeout allows")
-                    if contact
-                    else EndpointError(late, retryable=True)
-                )
-            else:
+                failure = self._closed_during(request)
+            elif not limit.expired():
                 failure = self._translated(error, request)
+            elif within is None:
+                failure = EndpointError(f"{request}: no answer within {seconds:g} s", retryable=True)
+            else:
+                option = "connect_timeout" if within <= self._timeout else "timeout"
+                failure = UnreachableError(f"{request}: no answer within {seconds:g} s, which {option} allows")
         else:
             try:
                 return read(answer)
@@ -133,11 +138,25 @@ class EndpointClient(ABC, Generic[C]):
         # Here, where it has no cause: the others may repeat what the server said of the key.
         raise failure
 
+    async def _connection(self, request: str) -> C:
+        """Return what to send with; that it cannot be made is the fault of settings here, which no other try mends."""
+        try:
+            return await self._connections.get()
+        except BackendError:
+            raise
+        except Exception as error:
+            reason = self.clean(f"{type(error).__name__}: {error}")
+        raise BackendError(f"{request}: no connection can be made: {reason}")
+
+    def _closed_during(self, request: str) -> BackendClosedError:
+        return BackendClosedError(f"{self._connections.name} was closed during {request}")
+
     @contextlib.contextmanager
     def _noted(self, limit: asyncio.Timeout) -> Iterator[None]:
-        """Keep a try's limit of time while it is under way, by which `aclose` ends it.
+        """Keep a request's limit of time while it is under way, by which `aclose` ends it.
 
-        Closing connections would not do: a try that is only about to connect would go on, over a new one.
+        Closing connections would not do: a request that waits to be tried again, or is only about to connect, would go
+        on, over a new one.
         """
         noted = asyncio.get_running_loop(), limit
         self._under_way.add(noted)

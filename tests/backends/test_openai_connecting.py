@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import json
 import logging
 import random
@@ -31,7 +32,7 @@ from backends.endpoints import addresses
 from backends.endpoints.client import Client
 from backends.openai import OpenAIBackend
 from backends.retries import RetryPolicy
-from tests.fake_server import Drawn, FakeServer, FaultPlan, Kind, ScriptedModel
+from tests.fake_server import Drawn, FakeServer, Fault, FaultPlan, Kind, ScriptedModel
 from tests.fake_server.server import serve as serve_app
 
 SCRIPT = {"3 + 4 = 7 so #### 7": 3.0, "3 + 4 = 8 so #### 8": 1.0, "I think seven": 1.0}
@@ -712,6 +713,23 @@ async def test_json_that_is_nested_without_end_is_no_answer() -> None:
             await connect(stub)
 
 
+async def test_a_proxy_that_lets_nothing_be_sent_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:7890")
+    patient = RetryPolicy(attempts=100, first_delay=60.0, deadline=None)
+    async with asyncio.timeout(30):
+        with pytest.raises(BackendError, match=r"GET .* no connection can be made: .*socks") as caught:
+            await OpenAIBackend.connect("m", "http://127.0.0.1:9/v1", retries=patient)
+    assert not isinstance(caught.value, EndpointError)
+    del caught
+    gc.collect()  # Clients that are half made are collected, too.
+    for _ in range(3):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert not told
+
+
 # Time
 
 
@@ -733,10 +751,14 @@ async def test_a_server_that_never_answers_is_given_up_after_the_time_for_the_fi
             async with asyncio.timeout(30):
                 await connecting
         assert url in str(caught.value)
+    patient |= {"connect_timeout": 60.0, "timeout": 0.2}
+    with pytest.raises(UnreachableError, match=r"no answer within 0\.2 s, which timeout allows"):
+        async with asyncio.timeout(30):
+            await OpenAIBackend.connect("m", url, **patient)
     server.close()
     await server.wait_closed()
     await asyncio.wait([task for task in connections if task is not None], timeout=10)
-    assert len(connections) == 2
+    assert len(connections) == 3
 
 
 async def test_only_the_list_of_models_has_to_come_in_the_time_for_the_first_contact(
@@ -764,6 +786,24 @@ async def test_a_server_that_is_not_up_yet_is_waited_for_as_long_as_the_retries_
     patient = RetryPolicy(attempts=10, first_delay=0.1, longest_delay=0.1)
     async with answering(loading) as stub, await connect(stub, retries=patient, connect_timeout=5.0):
         assert not left
+
+
+async def test_requests_that_wait_to_be_tried_again_end_when_all_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    patient = RetryPolicy(attempts=6, first_delay=0.0, deadline=None)
+    with FakeServer(ScriptedModel(SCRIPT)) as server:
+        backend = await connect_fake(server, retries=patient)
+        state = await backend.begin(QUESTION, max_tokens=20, params=PLAIN)
+        server.faults = FaultPlan.always(Fault(kind="unavailable", retry_after=600.0))
+        caplog.set_level(logging.INFO, "backends.retries")
+        call = asyncio.create_task(backend.extend(state, 1, tokens=20, seed=0))
+        async with asyncio.timeout(60):
+            while "trying again in 600" not in caplog.text:
+                await asyncio.sleep(0.01)
+            known = server.records.total
+            await backend.aclose()
+            with pytest.raises(BackendClosedError, match=r"was closed during POST .*/completions \[ets-"):
+                await call
+        assert server.records.total == known
 
 
 async def test_requests_that_wait_for_their_turn_are_not_sent_after_closing() -> None:
@@ -804,9 +844,11 @@ async def test_a_try_ends_in_its_time_however_slowly_a_server_sends() -> None:
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     policy = RetryPolicy(attempts=2, first_delay=0.001, deadline=None)
+    client = Client(f"http://127.0.0.1:{port}/v1", api_key=None, key_hint="", retries=policy, timeout=0.1)
     with pytest.raises(EndpointError, match=r"no answer within 0.1 s \(gave up after 2 tries"):
         async with asyncio.timeout(10):
-            await OpenAIBackend.connect("m", f"http://127.0.0.1:{port}/v1", timeout=0.1, retries=policy)
+            await client.get("/models", lambda answer: answer)
+    await client.aclose()
     assert len(tries) == 2
     await asyncio.wait([task for task in tries if task is not None], timeout=10)
     server.close()

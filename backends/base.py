@@ -188,7 +188,8 @@ class Completion:
             empty for an autoregressive one.
         logprob: Log-probability (nats) of ``token_ids`` given the state under the sampled distribution, where known.
             A masked-diffusion model's is given the positions too; those are drawn alike by all models of one schedule.
-        finish_reason: Why it ended; ``error`` marks a failed draw.
+        finish_reason: Why it ended; ``error`` marks a failed draw. Of given tokens, ``stop`` says that the last one
+            is an end-of-sequence token, unless there are stop strings; give ``length`` to those that end in none.
         log_weight: Log of the number of draws that this completion stands for in its group (nats). Group
             rewards use it as vote weight.
         error: What went wrong, where ``finish_reason`` is ``error``.
@@ -290,6 +291,10 @@ class Backend(Protocol):
 
         A token outside of a truncated support, or of the vocabulary, gives minus infinity. Only the completions' own
         tokens count: not the prompt, not the state's.
+
+        Raises:
+            TokenizerMismatchError: Going by their `Completion.finish_reason`, the model that drew the completions ends
+                responses with other tokens than this one, where that is known; see `backends.endings`.
         """
         ...
 

@@ -11,6 +11,7 @@ from backends.errors import (
     EndpointError,
     PromptError,
     QueueFullError,
+    UnreachableError,
     UnusableDrawError,
     restated,
 )
@@ -23,7 +24,10 @@ _FINAL = (PromptError, CapabilityError, UnusableDrawError)
 """Errors of the request or the model, not of the member: another one would say the same, or is not to be asked."""
 
 _DECLINED = (QueueFullError, ContextLengthError, BudgetExceededError)
-"""Errors of a member that works, but does not take this call; another one, with limits of its own, may."""
+"""Errors of a member that works, but does not take this call; another one, with limits of its own, may.
+
+Where their kinds differ, the first of these is what the call fails with: the budget last, because it ends a whole run.
+"""
 
 
 class CannotMoveError(Exception):
@@ -76,8 +80,8 @@ class Failures:
     def error(self, call: str) -> BackendError:
         """Return what to raise where all members have been tried: one error, with the names of all.
 
-        Which one does not depend on their order. That it is worth another try is said if one member says so; that a
-        limit is in the way, if all do.
+        Its kind and what it says of another try do not depend on their order. That it is worth another try is said if
+        one member says so; that a limit is in the way, if all do; a status, if all servers that failed gave it.
         """
         if len(self.tried) == 1 and self._errors:
             return self._errors[0]
@@ -91,20 +95,29 @@ class Failures:
             return QueueFullError(message)
         if endpoints := [one for one in self._errors if isinstance(one, EndpointError)]:
             waits = [one.retry_after for one in endpoints if one.retry_after is not None]
-            return EndpointError(
+            statuses = {one.status for one in endpoints}
+            kind = UnreachableError if all(isinstance(one, UnreachableError) for one in self._errors) else EndpointError
+            return kind(
                 message,
-                status=endpoints[-1].status,
+                status=statuses.pop() if len(statuses) == 1 else None,
                 retryable=any(one.retryable for one in endpoints),
                 retry_after=min(waits, default=None),
             )
         broken = [one for one in self._errors if not isinstance(one, _DECLINED)]
         if self._stuck is not None and (broken or not self._errors):
             return CapabilityError(message)
-        return restated((broken or self._errors)[-1], message)
+        if not broken:
+            return restated(min(self._errors, key=_place), message)
+        return restated(broken[0], message) if len(set(map(type, broken))) == 1 else BackendError(message)
 
     def _note(self, member: Member, text: str) -> None:
         self.tried.append(member)
         self._texts.append(f"{member.label}: {text}")
+
+
+def _place(error: BackendError) -> int:
+    """Return the place of an error's kind among `_DECLINED`."""
+    return next(place for place, kind in enumerate(_DECLINED) if isinstance(error, kind))
 
 
 def is_final(error: BackendError) -> bool:

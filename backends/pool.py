@@ -43,8 +43,9 @@ class Pool(BackendContext):
     is passed over and stays.
 
     A request that fails on all members fails with `QueueFullError` where a queue was full; otherwise with an
-    `EndpointError`, which says whether another try may succeed, where one of theirs was one; otherwise with the last
-    one's error. The pool has no time limit of its own.
+    `EndpointError`, which says whether another try may succeed, where one of theirs was one, and with an
+    `UnreachableError` where all of them were; otherwise with an error of the members' kind where they agree. The pool
+    has no time limit of its own.
 
     A member that has had calls under way for some time and has answered none may hang: new calls go to others, while
     those that it has may go on. It leaves when one of them fails, by a time limit of the member's own, or is given up,

@@ -16,6 +16,7 @@ from backends import (
     PromptError,
     QueueFullError,
     UnknownModelError,
+    UnreachableError,
     UnusableDrawError,
 )
 from backends.limits import Limited, Limiter
@@ -85,14 +86,15 @@ async def test_a_request_that_only_one_refuses_puts_that_one_out(status: int) ->
     assert [member.healthy for member in pool._roster.members] == [False, True]
 
 
-async def test_the_error_says_if_and_when_to_try_again() -> None:
+@pytest.mark.parametrize("order", [1, -1])
+async def test_the_error_says_if_and_when_to_try_again_and_a_status_that_all_gave(order: int) -> None:
     one, two = members()
-    one.dead = EndpointError("busy", status=429, retryable=True, retry_after=7.0)
-    two.dead = EndpointError("gone", status=404)
+    errors = EndpointError("busy", status=429, retryable=True, retry_after=7.0), EndpointError("gone", status=404)
+    one.dead, two.dead = errors[::order]
     pool = Pool([one, two])
-    with pytest.raises(EndpointError, match=r"busy.*gone") as caught:
+    with pytest.raises(EndpointError, match="gone") as caught:
         await pool.begin("q", max_tokens=6, params=PLAIN)
-    assert (caught.value.status, caught.value.retryable, caught.value.retry_after) == (404, True, 7.0)
+    assert (caught.value.status, caught.value.retryable, caught.value.retry_after) == (None, True, 7.0)
     assert caught.value.__cause__ is two.dead
 
 
@@ -117,11 +119,26 @@ async def test_a_run_that_no_other_member_can_take_over_may_be_tried_again_where
     assert caught.value.retryable
 
 
-async def test_errors_of_no_server_keep_the_last_ones_type() -> None:
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("errors", "kind"),
+    [
+        ([BackendError("lost"), UnknownModelError("gone")], BackendError),
+        ([UnknownModelError("lost"), UnknownModelError("gone")], UnknownModelError),
+        ([UnreachableError("lost"), UnreachableError("gone", retryable=True)], UnreachableError),
+        ([UnreachableError("lost"), EndpointError("gone", status=401)], EndpointError),
+        ([UnreachableError("lost"), BackendError("gone")], EndpointError),
+        ([ContextLengthError("lost"), BudgetExceededError("gone")], ContextLengthError),
+    ],
+)
+async def test_the_kind_of_the_error_does_not_depend_on_the_members_order(
+    errors: list[BackendError], kind: type[BackendError], order: int
+) -> None:
     one, two = members()
-    one.dead, two.dead = BackendError("lost"), UnknownModelError("no such model")
-    with pytest.raises(UnknownModelError, match=r"all members of the pool: .*lost.*no such model") as caught:
+    one.dead, two.dead = errors[::order]
+    with pytest.raises(kind, match=r"all members of the pool: .*(lost.*gone|gone.*lost)") as caught:
         await Pool([one, two]).begin("q", max_tokens=6, params=PLAIN)
+    assert type(caught.value) is kind
     assert caught.value.__cause__ is two.dead
 
 

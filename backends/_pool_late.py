@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from backends.base import Backend, Capabilities, Completion, Prompt, SamplingParams, State
+from backends.concurrency import UnderWay
 from backends.contract import BackendContext
 from backends.errors import BackendClosedError, BackendError, EndpointError
+from backends.service import Service, service_of
 from backends.tokenization import Tokenization
 
 _CONNECT_SECONDS = 1.0
@@ -33,6 +36,7 @@ class LateBackend(BackendContext):
         self._others = others
         self._found: Backend | None = None
         self._connecting = False
+        self._under_way = UnderWay()
         self._closed = False
 
     @property
@@ -44,6 +48,13 @@ class LateBackend(BackendContext):
     def parts(self) -> tuple[Backend, ...]:
         """The server's backend, once there is one; see `backends.wrapper.layers`."""
         return () if self._found is None else (self._found,)
+
+    @property
+    def service(self) -> Service:
+        """Who serves the model: as with the others, but where is not known before it has joined."""
+        if self._found is not None:
+            return service_of(self._found)
+        return replace(service_of(self._others), host=None, port=None)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -60,6 +71,7 @@ class LateBackend(BackendContext):
 
         Raises:
             EndpointError: The server cannot be reached.
+            BackendClosedError: It was closed before it had joined.
             BackendError: It is no member of this pool.
         """
         if self._found is None:
@@ -83,8 +95,9 @@ class LateBackend(BackendContext):
         return await self._server().score(states, completions)
 
     async def aclose(self) -> None:
-        """Close the connections, if there are any."""
+        """Close the connections, if there are any, and end the attempt to connect, if there is one."""
         self._closed = True
+        self._under_way.end()
         if self._found is not None:
             await self._found.aclose()
 
@@ -95,13 +108,18 @@ class LateBackend(BackendContext):
 
     async def _joined(self) -> Backend:
         """Connect."""
-        self._check_open()
         if self._connecting:  # One call finds out; this one is done sooner elsewhere.
             raise EndpointError(f"{self._name} is being connected to", retryable=True, retry_after=_CONNECT_SECONDS)
         self._connecting = True
         try:
-            found = await self._connect()
-        except EndpointError:
+            async with asyncio.timeout(None) as limit:
+                with self._under_way.noted(limit):
+                    self._check_open()
+                    found = await self._connect()
+        except TimeoutError:
+            self._check_open()
+            raise
+        except (BackendClosedError, EndpointError):
             raise
         except BackendError as error:  # Not with its type, which may say that it is the request's fault.
             raise BackendError(f"{self._name} cannot join the pool: {error}") from error

@@ -30,10 +30,10 @@ async def connect_pool(servers: Sequence[tuple[str, Connect]]) -> Pool:
         BackendError: One of them answers, but cannot be used.
     """
     opening = _Opening()
-    tasks: list[asyncio.Task[None]] = []
     try:
         async with FirstFailure() as group:
-            tasks += [group.create_task(opening.connect(index, connect)) for index, (_, connect) in enumerate(servers)]
+            for index, (_, connect) in enumerate(servers):
+                group.create_task(opening.connect(index, connect))
         if not opening.there:
             raise opening.down[0]
         for index, error in sorted(opening.down.items()):
@@ -46,8 +46,8 @@ async def connect_pool(servers: Sequence[tuple[str, Connect]]) -> Pool:
             ]
         )
     except BaseException:
-        for backend in opening.there.values():
-            await backend.aclose()
+        # Whatever closing one raises: the others are closed, too, and what went wrong first is what is raised.
+        await asyncio.gather(*(backend.aclose() for backend in opening.there.values()), return_exceptions=True)
         raise
 
 

@@ -1,10 +1,11 @@
-"""Calls at the same time, of which the first to fail ends the others; and calls from code that is not async."""
+"""Calls at the same time: the first to fail, or closing, ends the others; and calls from code that is not async."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -92,6 +93,46 @@ async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     async with FirstFailure() as group:
         tasks = [group.create_task(call) for call in calls]
     return [task.result() for task in tasks]
+
+
+class UnderWay:
+    """What is under way in something that can be closed, in whichever event loops; closing ends it.
+
+    Each piece of work has a limit of time, without which it would have to be told apart from its caller: work that ends
+    by it raises `TimeoutError`, and whoever awaits it is not cancelled.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is."""
+        self._limits: set[tuple[asyncio.AbstractEventLoop, asyncio.Timeout]] = set()
+
+    @contextlib.contextmanager
+    def noted(self, limit: asyncio.Timeout) -> Iterator[None]:
+        """Keep the limit of some work of the running loop while it is under way.
+
+        Within, look first whether it is closed already: `end` does not end what begins after it.
+        """
+        noted = asyncio.get_running_loop(), limit
+        self._limits.add(noted)
+        try:
+            yield
+        finally:
+            self._limits.discard(noted)
+
+    def end(self) -> None:
+        """End all of it; for calls within a running loop."""
+        here = asyncio.get_running_loop()
+        for loop, limit in list(self._limits):
+            if loop is here:
+                _expire(limit)
+            else:
+                with contextlib.suppress(RuntimeError):  # That loop is closed, and with it all that was in it.
+                    loop.call_soon_threadsafe(_expire, limit)
+
+
+def _expire(limit: asyncio.Timeout) -> None:
+    with contextlib.suppress(RuntimeError):  # It is over already.
+        limit.reschedule(0.0)
 
 
 def run_in_thread(work: Coroutine[Any, Any, T]) -> T:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
+from backends.concurrency import UnderWay
 from backends.endpoints.per_loop import PerLoop
 from backends.endpoints.replies import MalformedError
 from backends.errors import BackendClosedError, BackendError, EndpointError, UnreachableError
@@ -37,18 +37,14 @@ class EndpointClient(ABC, Generic[C]):
         self._connections = connections
         self._retries = retries
         self._timeout = timeout
-        self._under_way: set[tuple[asyncio.AbstractEventLoop, asyncio.Timeout]] = set()
+        self._under_way = UnderWay()
 
     async def aclose(self) -> None:
         """Close all connections; requests under way fail with `BackendClosedError`, and those that wait, too."""
         self._connections.refuse()
-        here = asyncio.get_running_loop()
-        for loop, limit in list(self._under_way):
-            if loop is here:
-                _end(limit)
-            else:
-                with contextlib.suppress(RuntimeError):  # That loop is closed, and with it all that was in it.
-                    loop.call_soon_threadsafe(_end, limit)
+        # Closing connections would not do: a request that waits to be tried again, or is only about to connect, would
+        # go on, over a new one.
+        self._under_way.end()
         await self._connections.aclose()
 
     def check_open(self) -> None:
@@ -93,7 +89,8 @@ class EndpointClient(ABC, Generic[C]):
 
         try:
             async with asyncio.timeout(None) as limit:
-                with self._noted(limit):
+                with self._under_way.noted(limit):
+                    self.check_open()
                     return await self._retries.call(once, what=request)
         except TimeoutError:
             if not limit.expired():
@@ -150,23 +147,3 @@ class EndpointClient(ABC, Generic[C]):
 
     def _closed_during(self, request: str) -> BackendClosedError:
         return BackendClosedError(f"{self._connections.name} was closed during {request}")
-
-    @contextlib.contextmanager
-    def _noted(self, limit: asyncio.Timeout) -> Iterator[None]:
-        """Keep a request's limit of time while it is under way, by which `aclose` ends it.
-
-        Closing connections would not do: a request that waits to be tried again, or is only about to connect, would go
-        on, over a new one.
-        """
-        noted = asyncio.get_running_loop(), limit
-        self._under_way.add(noted)
-        try:
-            self.check_open()
-            yield
-        finally:
-            self._under_way.discard(noted)
-
-
-def _end(limit: asyncio.Timeout) -> None:
-    with contextlib.suppress(RuntimeError):  # It is over already.
-        limit.reschedule(0.0)

@@ -11,6 +11,7 @@ import backends
 from backends import Backend, BackendClosedError, BackendError, Capabilities, CapabilityError, EndpointError, Pool
 from backends._pool_opening import Connect, connect_pool
 from backends.retries import RetryPolicy
+from backends.service import Service, service_of
 from ets_agent import ETS
 from tests.backends.faulty import FaultyBackend
 from tests.fake_server import FakeServer, ScriptedModel
@@ -30,11 +31,17 @@ class Server:
         self.gate = asyncio.Event()
         """Cleared by a test to keep a connection from being made."""
         self.gate.set()
+        self.stubborn = False
+        """Whether the connection is made all the same when it is given up."""
 
     async def connect(self) -> Backend:
         self.connections += 1
         await asyncio.sleep(0)
-        await self.gate.wait()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            if not self.stubborn:
+                raise
         if isinstance(self.found, BaseException):
             raise self.found
         return self.found
@@ -166,7 +173,8 @@ async def test_one_call_connects_while_the_others_are_told_to_come_again() -> No
     assert all(isinstance(error, EndpointError) and error.retryable for error in refused)
 
 
-async def test_a_pool_that_is_closed_while_a_server_joins_closes_it() -> None:
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_a_pool_that_is_closed_while_a_server_joins_gives_that_up_and_closes_it(stubborn: bool) -> None:
     one, two = members()
     late = Server(DOWN)
     pool = await opened(Server(one), late)
@@ -174,13 +182,34 @@ async def test_a_pool_that_is_closed_while_a_server_joins_closes_it() -> None:
     late.found = two
     call = asyncio.create_task(pool.begin("q", max_tokens=6, params=PLAIN))
     late.gate.clear()
+    late.stubborn = stubborn
     while late.connections < 2:
         await asyncio.sleep(0)
     await pool.aclose()
-    late.gate.set()
     with pytest.raises(BackendClosedError):
-        await call
-    assert two.closed == 1
+        await asyncio.wait_for(call, 30)  # The gate stays shut.
+    assert two.closed == stubborn
+
+
+async def test_a_server_that_has_not_joined_is_of_the_others_service() -> None:
+    one, two = members()
+    one.service = Service(provider="vllm", model="m", host="one", port=80)  # type: ignore[attr-defined]
+    two.service = Service(provider="vllm", model="m", host="two", port=80)  # type: ignore[attr-defined]
+    late = Server(DOWN)
+    pool = await opened(Server(one), late)
+    assert service_of(pool.parts[1]) == service_of(pool) == Service(provider="vllm", model="m")
+    late.found = two
+    one.die()
+    await pool.begin("q", max_tokens=6, params=PLAIN)
+    assert service_of(pool.parts[1]) == two.service  # type: ignore[attr-defined]
+
+
+async def test_a_pool_that_cannot_be_opened_closes_all_servers_whatever_closing_one_raises() -> None:
+    one, two = members()
+    one.close_error = RuntimeError("cannot close")
+    with pytest.raises(BackendError, match="no such model"):
+        await opened(Server(one), Server(two), Server(BackendError("no such model")))
+    assert (one.closed, two.closed) == (1, 1)
 
 
 async def test_a_real_server_joins_when_it_is_started(

@@ -147,7 +147,8 @@ class LiteLLMDialect(WithoutTokens):
                 exact=False,  # Where a provider tells no number of tokens, litellm estimates it.
             )
 
-        return [as_draw("", choice, state.params.stop) for choice in await self._client.ask(body, read)]
+        choices = await self._client.ask(body, read, rank=state.begun)
+        return [as_draw("", choice, state.params.stop) for choice in choices]
 
     def _sampling(self, params: SamplingParams) -> dict[str, Any]:
         """Return the sampling parameters as they are sent.

@@ -71,13 +71,14 @@ class LiteLLMClient(EndpointClient["_Connections"]):
         connections = PerLoop(name, lambda: _Connections(self._hide), _Connections.close)
         super().__init__(connections, retries=retries, timeout=timeout)
 
-    async def ask(self, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
+    async def ask(self, body: Mapping[str, Any], read: Callable[[Any], T], *, rank: int) -> T:
         """Send a request, and return what `read` makes of litellm's answer.
 
         Args:
             body: Arguments of this call of `litellm.acompletion`.
             read: Turns the answer into what is wanted; raises `MalformedError` where it cannot, and the request is sent
                 again.
+            rank: Of those that wait for a place, requests with lower ones go first.
 
         Raises:
             EndpointError: It failed for good; the message names the request.
@@ -89,7 +90,7 @@ class LiteLLMClient(EndpointClient["_Connections"]):
         async def ask(connections: _Connections, number: str) -> Any:
             return await _outcome(connections.begin({**self._arguments, **body, "litellm_call_id": number}))
 
-        async with self._limiter.place(begun=True):
+        async with self._limiter.place(rank=rank, begun=True):
             return await self._send(self._connections.name, ask, read)
 
     def _translated(self, error: Exception, request: str) -> BackendError:

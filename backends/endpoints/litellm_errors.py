@@ -12,7 +12,14 @@ import openai
 from backends.endpoints import statuses
 from backends.endpoints.litellm_module import litellm
 from backends.endpoints.secrets import secrets_of
-from backends.errors import BackendError, CapabilityError, ContextLengthError, EndpointError, MissingExtraError
+from backends.errors import (
+    BackendError,
+    CapabilityError,
+    ContextLengthError,
+    EndpointError,
+    MissingExtraError,
+    UnreachableError,
+)
 
 _NO_KEY = re.compile(r"missing credentials|(?:api|access)[_ ]?key.{0,60}(?:must be set|is missing|is required)", re.I)
 _CLASSES = re.compile(r"^(?:(?:litellm\.)?\w*Error: )+")
@@ -47,7 +54,8 @@ def translated(error: Exception, request: str, *, timeout: float, clean: Callabl
         # Where nothing, or nothing legible, was answered, litellm says 500, or 200.
         if _NO_KEY.search(message):
             return EndpointError(f"{request}: {message}; give the key as api_key, or in the provider's variable")
-        return EndpointError(f"{request}: {message}", retryable=True)
+        kind = UnreachableError if _unconnected(error) else EndpointError
+        return kind(f"{request}: {message}", retryable=True)
     return statuses.failure(
         f"{request}: the provider answered {status}: {message}",
         status,
@@ -74,3 +82,11 @@ def _status(error: openai.OpenAIError, *, answered: bool) -> int | None:
     """Return the HTTP status of the answer; litellm makes one up where the connection failed."""
     status = getattr(error, "status_code", None)
     return status if isinstance(status, int) and (answered or status != 500) else None
+
+
+def _unconnected(error: openai.OpenAIError) -> bool:
+    """Whether the connection failed: litellm shows that neither by class nor by status, but by what it came from."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, OSError | httpx.TransportError):
+        link = link.__cause__ or link.__context__
+    return link is not None

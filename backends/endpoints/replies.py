@@ -224,8 +224,10 @@ def _counted(choices: list[Choice], answer: Any, budget: int, *, exact: bool = T
             raise MalformedError("a choice has no tokens although it did not stop")
         if most is not None and budget - most > max(_FEW, _ROUGHLY * budget):
             raise _limited(math.floor(most), budget)
-    stopped = sum(choice.stopped for choice in drawn)
-    left = budget if total is None else (total - budget * (len(drawn) - stopped)) // max(1, stopped)
+    known = sum(choice.num_tokens if choice.stopped else budget for choice in choices)
+    # Those that failed were drawn as well.
+    unknown = sum(choice.stopped and not choice.num_tokens for choice in choices)
+    left = budget if total is None else (total - known) // max(1, unknown)
     share = min(budget, max(1, left))
 
     def count(choice: Choice) -> int:

@@ -181,6 +181,21 @@ def test_tokens_that_only_their_total_is_known_of_are_shared_among_those_that_st
     assert [choice.num_tokens for choice in read] == counts
 
 
+def test_tokens_of_what_a_filter_has_ended_are_not_those_of_the_others() -> None:
+    filtered = [chat(index, finish_reason="content_filter") for index in (1, 2, 3)]
+    answer = {"choices": [chat(0), *filtered], "usage": {"completion_tokens": 5 + 3 * 60}}
+    read = replies.chats(answer, 4, budget=100, logprobs=False)
+    assert [choice.num_tokens for choice in read] == [46, 0, 0, 0]
+
+
+def test_tokens_that_are_known_are_not_shared() -> None:
+    listed = {"content": [{"logprob": -1.0}] * 7}
+    answer = {"choices": [chat(0, logprobs=listed), chat(1, logprobs={"content": []})]}
+    answer["usage"] = {"completion_tokens": 10}  # type: ignore[assignment]
+    read = replies.chats(answer, 2, budget=100, logprobs=True)
+    assert [choice.num_tokens for choice in read] == [7, 3]
+
+
 def test_scores_are_those_of_the_tokens_that_were_asked_for_at_the_end_of_the_prompt() -> None:
     drawn = {"logprob": -2.0, "decoded_token": "<|end|>"}
     told = [None, {"5": {"logprob": -9.0}}, {"7": drawn, "8": {"logprob": -0.1}}, {"6": {"logprob": -3.0}}]

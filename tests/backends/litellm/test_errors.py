@@ -11,7 +11,15 @@ from typing import Any
 import httpx
 import pytest
 
-from backends import BackendError, CapabilityError, ContextLengthError, EndpointError, MissingExtraError, QueueFullError
+from backends import (
+    BackendError,
+    CapabilityError,
+    ContextLengthError,
+    EndpointError,
+    MissingExtraError,
+    QueueFullError,
+    UnreachableError,
+)
 from backends.endpoints.litellm_module import litellm
 from backends.limits import Limited, Limiter
 from backends.litellm import LiteLLMBackend
@@ -288,9 +296,29 @@ async def test_a_dead_endpoint_is_a_failed_connection(model: str) -> None:
     with FakeServer(ScriptedModel(SCRIPT)) as server:
         address = server.base_url
     async with LiteLLMBackend(model, api_base=address, api_key=KEY, retries=AT_ONCE) as backend:
-        with pytest.raises(EndpointError, match="gave up after 6 tries") as caught:
+        with pytest.raises(UnreachableError, match="gave up after 6 tries") as caught:
             await draws(backend, 1)
         assert caught.value.status is None
+
+
+async def test_an_illegible_answer_is_no_failed_connection(server: FakeServer, model: str) -> None:
+    server.faults = FaultPlan.always("malformed_json")
+    async with at(server, model) as backend:
+        with pytest.raises(EndpointError) as caught:
+            await draws(backend, 1)
+    assert not isinstance(caught.value, UnreachableError)
+
+
+async def test_responses_that_were_begun_earlier_go_first(stub: Stub) -> None:
+    limiter = Limiter(1)
+    async with LiteLLMBackend("openai/m", api_key=KEY, max_concurrency=limiter) as backend:
+        early, late = [await backend.begin("2 + 2?", max_tokens=most, params=PLAIN) for most in (20, 30)]
+        async with limiter:
+            work = [asyncio.create_task(backend.rollout([state], 1, seed=0)) for state in (late, early)]
+            while limiter.waiting < 2:
+                await asyncio.sleep(0)
+        await asyncio.gather(*work)
+    assert [call["max_tokens"] for call in stub.calls] == [20, 30]
 
 
 async def test_many_draws_through_all_faults_at_once_all_come_back(server: FakeServer, model: str) -> None:

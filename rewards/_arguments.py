@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -116,8 +116,8 @@ class Parameters:
         """Return them as people are told of them."""
         return self._described
 
-    def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return arguments by keyword, checked against the names and annotations.
+    def check(self, arguments: Mapping[str, Any], *, besides: Collection[str] = ()) -> dict[str, Any]:
+        """Return arguments by keyword, checked against the names and annotations; those named besides may be missing.
 
         Types are strict: text is no number, a number is no truth value, and NaN and infinity are no numbers. Lists may
         stand for tuples and sets, and text for enumerations and paths, because JSON has no other way to write them.
@@ -135,7 +135,7 @@ class Parameters:
                     checked[name] = _fitting(parameter.annotation, arguments[name])
                 except ValueError as error:
                     problems.append(f"{name}={checked[name]!r:.80}: {error}")
-            elif parameter.default is parameter.empty:
+            elif parameter.default is parameter.empty and name not in besides:
                 problems.append(f"missing argument {name!r}")
         if problems:
             takes = ", ".join(parameter.declaration for parameter in self._described) or "no arguments"

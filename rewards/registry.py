@@ -9,7 +9,7 @@ import json
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -84,10 +84,11 @@ class _Entry:
             checked = self.parameters.check(arguments)
             return self.source(**checked) if self.is_class else self.wrap(checked)
 
-    def check(self, arguments: Mapping[str, Any]) -> None:
+    def check(self, arguments: Mapping[str, Any], besides: Collection[str]) -> None:
         with self._named_in_errors():
-            checked = self.parameters.check(arguments)
-            if self.pure:
+            checked = self.parameters.check(arguments, besides=besides)
+            whole = all(each.name in checked for each in self.parameters.describe() if each.required)
+            if self.pure and whole:
                 self.source(**checked)
 
     @contextlib.contextmanager
@@ -196,17 +197,22 @@ def build(spec: RewardSpec) -> Reward:
     )
 
 
-def check(spec: str | Mapping[str, Any]) -> None:
+def check(spec: str | Mapping[str, Any], *, besides: Collection[str] = ()) -> None:
     """Refuse a specification by name that `build` would refuse, as far as that can be told without making the reward.
 
     A reward is made for a run, and closed after it. So this looks at the name, and at the arguments by the signature;
     only constructors of classes that are registered as ``pure`` are called.
 
+    Args:
+        spec: The specification.
+        besides: Names of arguments that are still to come from elsewhere, so that they may be missing. Where a required
+            one is, no constructor is called.
+
     Raises:
         RewardSpecError: There is no such reward, or it does not take these arguments. The message says what there is.
     """
     name, arguments = parse(spec)
-    _find(name).check(arguments)
+    _find(name).check(arguments, besides)
 
 
 def parse(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -81,6 +81,10 @@ class RewardOffer:
                     f"reward {self.name!r} needs {missing[0]!r}, which callers cannot give; fix it, as in "
                     f"{registered}:{missing[0]}=…"
                 )
+            try:
+                rewards.check({**fixed, "name": registered}, besides=self.needs)
+            except RewardSpecError as error:
+                raise ConfigError(f"reward {self.name!r}: {error.problem}") from error
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -140,10 +144,23 @@ class RewardOffer:
         except RewardSpecError as error:
             # Under the offer's own name, and only with those arguments that callers may give.
             takes = ", ".join(self._declarations[each] for each in allowed) or "no arguments"
-            raise RequestError(f"reward {self.name!r}: {error.problem} (it takes: {takes})", field="reward") from error
+            problem = self._problem(arguments, error)
+            raise RequestError(f"reward {self.name!r}: {problem} (it takes: {takes})", field="reward") from error
         except RewardError as error:
             raise RequestError(str(error), field="reward") from error
         return spec
+
+    def _problem(self, arguments: Mapping[str, Any], error: RewardSpecError) -> str:
+        """Return what is wrong with a caller's arguments, without a word of those that are fixed."""
+        assert self._registered is not None
+        name, fixed = self._registered
+        if not fixed:
+            return error.problem
+        try:
+            rewards.check({**arguments, "name": name}, besides=fixed)
+        except RewardSpecError as own:
+            return own.problem
+        return "these arguments do not go with what is fixed here"
 
     def _plain(self, name: str, value: Any) -> Any:
         """Return what came as JSON text because strict mode cannot say it, such as an object with free names."""
@@ -176,6 +193,21 @@ class RewardOffer:
         """Name and fixed arguments of the registered reward that this is, if it is one."""
         spec = self.name if self.reward is None else self.reward
         return rewards.parse(spec) if isinstance(spec, str | Mapping) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowed:
+    """What a request gets.
+
+    Attributes:
+        reward: How answers are judged.
+        config: The settings.
+        token_budget: Most tokens drawn and scored; None for any number.
+    """
+
+    reward: RewardSpec
+    config: ETSConfig
+    token_budget: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +254,23 @@ class Policy:
         if twice:
             raise ConfigError(f"reward {twice[0]!r} is offered twice")
         object.__setattr__(self, "offers", dict(zip(names, offers, strict=True)))
+
+    def check(self, request: GuidedRequest, base: ETSConfig, *, one_step: bool) -> Allowed:
+        """Return what a request gets, all of it checked; no model is needed for that.
+
+        Args:
+            request: The request.
+            base: The operator's own settings.
+            one_step: Whether the model can only answer in one step.
+
+        Raises:
+            RequestError: Something is not possible or goes beyond what is allowed.
+        """
+        return Allowed(
+            config=self.config(request, base, one_step=one_step),
+            reward=self.reward(request),
+            token_budget=self.token_budget(request),
+        )
 
     def reward(self, request: GuidedRequest) -> RewardSpec:
         """Return the reward that a request asks for.

@@ -144,14 +144,15 @@ class GuidedReasoning:
         """
         request = GuidedRequest.build(request)
         can = self.backend.capabilities
-        config = self.policy.config(request, self._config, one_step=not can.continue_prefix)
+        allowed = self.policy.check(request, self._config, one_step=not can.continue_prefix)
+        timeout = allowed.config.timeout
         return Plan(
             prompt=request.prompt(chat=can.chat),
-            reward=self.policy.reward(request),
-            config=config,
-            token_budget=self.policy.token_budget(request),
+            reward=allowed.reward,
+            config=allowed.config,
+            token_budget=allowed.token_budget,
             trace_id=secrets.token_hex(8),
-            deadline=None if config.timeout is None else time.monotonic() + config.timeout,
+            deadline=None if timeout is None else time.monotonic() + timeout,
         )
 
     async def __call__(

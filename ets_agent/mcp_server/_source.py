@@ -102,7 +102,7 @@ class Awaited:
         if not self._loaded.done():
             began = time.monotonic()
             # What is not allowed is refused at once.
-            limit = self.policy.config(request, self._loading.config, one_step=False).timeout
+            limit = self.policy.check(request, self._loading.config, one_step=False).config.timeout
             try:
                 async with asyncio.timeout(limit):
                     await asyncio.shield(self._loaded)

@@ -64,7 +64,8 @@ def offered(name: str) -> RewardOffer:
     """Return the offer of a reward in which the operator fixes what it needs and callers cannot give."""
     theirs = _CALLER_ARGUMENTS.get(name, ())
     needed = [each.name for each in rewards.describe(name).parameters if each.required and each.name not in theirs]
-    return RewardOffer(name=name, reward={"name": name, **dict.fromkeys(needed, "the operator's")})
+    lists = {"rewards": ["similarity"], "weights": [1.0]}
+    return RewardOffer(name=name, reward={"name": name, **{each: lists.get(each, "the operator's") for each in needed}})
 
 
 def function(policy: Policy) -> dict[str, Any]:

@@ -127,6 +127,8 @@ def test_elsewhere_it_needs_keys(ets: Ets, served: Served, tmp_path: Path) -> No
         (["--allow-reward", "no_such"], "no reward is called 'no_such'."),
         (["--allow-reward", "regex", "--allow-reward", "regex:full=true"], "reward 'regex' is offered twice"),
         (["--allow-reward", "code_tests:timeoutt=5"], "reward 'code_tests' has no argument 'timeoutt'; allowed: entry"),
+        (["--allow-reward", "code_tests:timeout=abc"], "reward 'code_tests': timeout='abc': Input should be a valid"),
+        (["--allow-reward", "regex:pattern=("], "reward 'regex': pattern '(' is no regular expression"),
         (
             ["--allow-reward", "llm_judge"],
             "reward 'llm_judge' needs 'model', which callers cannot give; fix it, as in llm_judge:model=…",

@@ -165,7 +165,9 @@ def test_of_a_reward_offered_by_name_callers_choose_what_is_about_the_task(name:
     takes = {parameter.name for parameter in rewards.describe(name).parameters}
     theirs = set(_CALLER_ARGUMENTS.get(name, ()))
     needed = [each.name for each in rewards.describe(name).parameters if each.required and each.name not in theirs]
-    offer = RewardOffer(name=name, reward={"name": name, **dict.fromkeys(needed, "the operator's")})
+    lists = {"rewards": ["similarity"], "weights": [1.0]}
+    fixed = {each: lists.get(each, "the operator's") for each in needed}
+    offer = RewardOffer(name=name, reward={"name": name, **fixed})
     assert set(offer.caller_arguments) == theirs <= takes
     for argument in takes - theirs:
         with pytest.raises(RequestError, match=f"takes no argument '{argument}' here"):
@@ -178,6 +180,37 @@ def test_an_offer_that_nobody_could_use_is_the_operators_mistake() -> None:
         Policy(rewards=["llm_judge"])
     with pytest.raises(ConfigError, match=r"'key' needs 'gold', which callers cannot give; .* exact_match:gold="):
         RewardOffer(name="key", reward="exact_match", arguments=("ignore_case",))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("code_tests:timeout=abc", "timeout='abc': Input should be a valid number"),
+        ("code_tests:sandbox=none", "sandbox='none': Input should be 'auto', 'bubblewrap', 'docker' or 'unsafe'"),
+        ("regex:pattern=(", r"pattern '\(' is no regular expression"),
+        ("regex:full=5", "full=5: Input should be a valid boolean"),
+        ("self_consistency:extractor=bogus", "extractor='bogus': Input should be 'answer' or 'choice'"),
+        ("json_schema:schema=5", "schema=5: Input should be a valid dictionary"),
+        ('json_schema:schema={"type": "nonsense"}', "nonsense"),
+        ("llm_judge:model=tiny/qwen3,votes=0", "votes must be at least 1, not 0"),
+    ],
+)
+def test_wrong_fixed_arguments_are_the_operators_mistake(spec: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"reward 'mine': .*{message}"):
+        RewardOffer(name="mine", reward=spec)
+
+
+def test_a_refusal_says_nothing_of_fixed_arguments_that_only_show_themselves_with_the_callers() -> None:
+    policy = Policy(rewards=[RewardOffer(name="mine", reward="choice:options=99")])
+    with pytest.raises(RequestError) as caught:
+        asked("mine:gold=B", policy)
+    assert str(caught.value) == (
+        "reward 'mine': these arguments do not go with what is fixed here (it takes: gold: str)"
+    )
+    with pytest.raises(RequestError, match="reward 'mine': missing argument 'gold'"):
+        asked("mine", policy)
+    with pytest.raises(RequestError, match="reward 'mine': gold=5: Input should be a valid string"):
+        asked({"name": "mine", "gold": 5}, policy)
 
 
 @pytest.mark.parametrize(

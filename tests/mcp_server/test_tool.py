@@ -21,11 +21,11 @@ from mcp_types import CallToolResult
 import rewards
 from backends import Completion, ContextLengthError, EndpointError, Prompt, State
 from backends.scripted import ScriptedBackend
-from ets_agent import GuidedAnswer, GuidedReasoning, Policy, RewardOffer, __version__
+from ets_agent import ETSConfig, GuidedAnswer, GuidedReasoning, Policy, RequestError, RewardOffer, __version__
 from ets_agent.mcp_server import _calls
 from ets_agent.mcp_server._calls import CallEndedError, Calls
 from ets_agent.mcp_server._progress import Note
-from ets_agent.mcp_server._source import Ready
+from ets_agent.mcp_server._source import Awaited, Loading, Ready
 from rewards import Reward, registry
 from tests.mcp_server.conftest import MODES, QUESTION, SOON, Mode, in_one_task, in_process
 from tests.mcp_server.watched_ets import RESPONSES
@@ -209,6 +209,33 @@ async def test_a_cancelled_call_is_over_when_its_run_is() -> None:
         await until(lambda: backend.active)
         group.cancel_scope.cancel()
     assert backend.left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"reward": "code_tests"}, "reward 'code_tests' is not allowed here"),
+        ({"reward": {"name": "regex", "pattern": "("}}, "is no regular expression"),
+        ({"timeout": 1e9}, "allowed: at most 120 seconds"),
+    ],
+)
+async def test_what_is_not_allowed_is_refused_while_the_model_is_being_loaded(
+    arguments: dict[str, Any], message: str
+) -> None:
+    async def never() -> bool:
+        return False
+
+    async def tell(note: Note) -> None:
+        pass
+
+    def load() -> GuidedReasoning:
+        raise AssertionError("nothing is loaded here")
+
+    loading = Loading(policy=Policy(), config=ETSConfig(), model="scripted", load=load)
+    calls = Calls(Awaited(loading))  # It is never told to load, so it is never there.
+    async with asyncio.timeout(30):
+        with pytest.raises(RequestError, match=message):
+            await calls.answer({**QUESTION, **arguments}, tell=tell, gone=never)
 
 
 async def test_closing_tells_those_who_wait() -> None:

@@ -473,6 +473,16 @@ class TestCheck:
         registry.check("holding")
         assert count == made
 
+    def test_what_comes_from_elsewhere_may_be_missing(self) -> None:
+        rewards.check("regex:full=true", besides=("pattern",))
+        with pytest.raises(RewardSpecError, match="full=5") as caught:
+            rewards.check("regex:full=5", besides=("pattern",))
+        assert "missing" not in str(caught.value)
+        with pytest.raises(RewardSpecError, match="is no regular expression"):
+            rewards.check("regex:pattern=(", besides=("pattern",))
+        with pytest.raises(RewardSpecError, match="missing argument 'pattern'"):
+            rewards.check("regex", besides=("full",))
+
     def test_pure_is_for_classes(self) -> None:
         with pytest.raises(RewardSpecError, match="pure is for classes"):
             register("f", pure=True)(lambda completion: 0.0)

@@ -112,10 +112,11 @@ class Metered(BackendWrapper):
     """Counts calls and tokens of a backend, of all runs over this object together.
 
     Finished states cost nothing. What a failed or cancelled call had drawn is not known and not counted, and neither is
-    what a pool within draws again at another member, which it does with a whole call. So a budget that is to hold for
-    all that is drawn belongs on each member of a pool: ``Pool([Metered(one, budget), Metered(other, budget)])``. Where
-    a backend does not tell the tokens of a rollout (an endpoint that takes and gives text), the most that it can have
-    had is counted.
+    what an endpoint that takes and gives text draws again because a row ended within a character, nor what a pool
+    within draws again at another member, which it does with a whole call. So a budget that is to hold for all members'
+    draws belongs on each member of a pool: ``Pool([Metered(one, budget), Metered(other, budget)])``. Where a backend
+    does not tell the tokens of a rollout (an endpoint that takes and gives text), the most that it can have had is
+    counted.
 
     Args:
         inner: The backend that does the work.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backends.base import Prompt
+from backends.concurrency import all_of
 from backends.endpoints import replies
 from backends.endpoints.dialects import INCOMPLETE, Draw, EncodedPrompt, EndpointState, text_of
 from backends.endpoints.without_tokens import ProbedWithoutTokens, as_draw
@@ -32,20 +33,28 @@ class TextDialect(ProbedWithoutTokens):
 
         Half a character cannot be sent back to go on from. To draw it again would make characters of several tokens
         rarer than they are, or impossible, so a row that ends within one is asked for anew, with the same seed and
-        somewhat more tokens. Where the server does not follow seeds, that is another draw; where it tells neither
+        somewhat more tokens; all such rows at the same time, as they were drawn. What that draws once more is counted
+        nowhere. Where the server does not follow seeds, that is another draw; where it tells neither
         log-probabilities nor half characters, only a row without any text is known to end so.
         """
         left = state.max_tokens - state.num_tokens
         # The last token's text tells whether a block may end within a character.
         logprobs = logprobs or (tokens < left and self.capabilities.logprobs)
-        drawn = []
-        for row, choice in enumerate(await self._ask(state, n, tokens=tokens, seed=seed, row=0, logprobs=logprobs)):
-            longer, before, budget = choice, None, tokens
-            while budget < min(tokens + _MOST_OF_A_CHARACTER, left) and _open(longer, before):
+        choices = await self._ask(state, n, tokens=tokens, seed=seed, row=0, logprobs=logprobs)
+        most = min(tokens + _MOST_OF_A_CHARACTER, left)
+
+        async def whole(row: int) -> replies.Choice:
+            longer, before, budget = choices[row], None, tokens
+            while budget < most and _open(longer, before):
                 before, budget = longer.text, budget + 1
                 (longer,) = await self._ask(state, 1, tokens=budget, seed=seed, row=row, logprobs=logprobs)
-            drawn.append(as_draw(state.raw or "", longer, state.params.stop))
-        return drawn
+            return longer
+
+        # A task for each of the others would cost more than it is worth.
+        rows = [row for row, choice in enumerate(choices) if tokens < most and _open(choice, None)]
+        for row, longer in zip(rows, await all_of([whole(row) for row in rows]), strict=True):
+            choices[row] = longer
+        return [as_draw(state.raw or "", choice, state.params.stop) for choice in choices]
 
     async def _ask(
         self, state: EndpointState, n: int, *, tokens: int, seed: int, row: int, logprobs: bool

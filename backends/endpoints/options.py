@@ -14,6 +14,8 @@ from backends.retries import RetryPolicy
 
 DEFAULT_CONCURRENCY = 32
 DEFAULT_TIMEOUT = 300.0
+_LONGEST_TIMEOUT = 1e9
+"""Seconds; some 30 years, with which clocks can still be reckoned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,5 +71,5 @@ def check_seconds(name: str, value: Any) -> None:
     Raises:
         BackendError: With what was wrong and what is allowed.
     """
-    if not (is_number(value) and value > 0):
-        raise BackendError(f"{name} is {value!r}; allowed: a finite number above 0 (seconds)")
+    if not (is_number(value) and 0 < value <= _LONGEST_TIMEOUT):
+        raise BackendError(f"{name} is {value!r}; allowed: a number above 0, {_LONGEST_TIMEOUT:g} at most (seconds)")

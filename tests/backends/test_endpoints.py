@@ -460,10 +460,12 @@ async def test_all_tries_together_take_twice_the_time_of_one_by_default() -> Non
             await connect(server, timeout=1.0, retries=None)
 
 
-@pytest.mark.parametrize("seconds", [0, -1.0, math.nan])
-async def test_a_timeout_that_is_none_is_refused(seconds: float) -> None:
-    with pytest.raises(BackendError, match="timeout is"):
-        await OpenAIBackend.connect("m", "http://127.0.0.1:9/v1", timeout=seconds)
+@pytest.mark.parametrize("seconds", [0, -1.0, math.nan, 1e308, 10**400])
+@pytest.mark.parametrize("option", ["timeout", "connect_timeout"])
+async def test_a_timeout_that_is_none_is_refused(option: str, seconds: float) -> None:
+    given: Any = {option: seconds}
+    with pytest.raises(BackendError, match=f"^{option} is"):
+        await OpenAIBackend.connect("m", "http://127.0.0.1:9/v1", **given)
 
 
 async def test_the_address_in_the_name_counts_more_than_that_of_the_environment(
@@ -769,6 +771,39 @@ async def test_characters_of_several_tokens_are_as_likely_in_short_blocks_as_in_
         # Where a character's last token is the block's, it may have gone on for another one.
         assert block.stopped or tokens <= block.num_tokens <= tokens + 4
     assert {block.raw[0] for block in blocks} == set("aé€🙂")
+
+
+async def test_rows_that_end_within_a_character_are_asked_for_together() -> None:
+    class Slow(ByteTextClient):
+        """It answers a row that is asked for again only once all others are, too."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.all_asked = asyncio.Barrier(8)
+
+        async def post(self, path: str, body: Any, read: Callable[[Any], Any]) -> Any:
+            if body["max_tokens"] == 2:
+                await self.all_asked.wait()
+            return await super().post(path, body, read)
+
+        def choice(self, body: Any, row: int) -> dict[str, Any]:
+            return super().choice({**body, "seed": 0}, 0) | {"index": row}  # It begins with four bytes.
+
+    sent: Any = Slow()
+    dialect = TextDialect(
+        client=sent,
+        model="m",
+        capabilities=Capabilities(logprobs=True),
+        raw_logprobs=True,
+        most_rows=64,
+        seeds=2**53,
+        neutral={},
+    )
+    state = EndpointState(prompt="?", params=PLAIN, max_tokens=20)
+    async with asyncio.timeout(30):
+        rows = await dialect.draw(state, 8, tokens=1, seed=3, logprobs=False)
+    assert len({row.raw for row in rows}) == 1
+    assert rows[0].num_tokens == len(rows[0].raw.encode()) > 1
 
 
 async def test_a_text_of_whole_characters_is_not_decoded_again() -> None:

@@ -48,9 +48,11 @@ async def ask_in_time(reasoning: GuidedReasoning, limit: float, **fields: Any) -
             began = time.monotonic()
             answer = await reasoning(question=QUESTION, timeout=limit, **fields)
             late.append(time.monotonic() - began - limit)
-        assert (answer.finish_reason, answer.cut_short) == ("timeout", True)
         assert answer.usage.seconds <= limit + late[-1]
-        if abs(late[-1]) <= tolerance(limit):
+        if abs(late[-1]) <= tolerance(
+            limit
+        ):  # On a machine that stands still meanwhile, work may end before it is told.
+            assert (answer.finish_reason, answer.cut_short) == ("timeout", True)
             return answer
     raise AssertionError(f"late by {late} s of {limit} s")
 

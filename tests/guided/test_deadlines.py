@@ -49,9 +49,7 @@ async def ask_in_time(reasoning: GuidedReasoning, limit: float, **fields: Any) -
             answer = await reasoning(question=QUESTION, timeout=limit, **fields)
             late.append(time.monotonic() - began - limit)
         assert answer.usage.seconds <= limit + late[-1]
-        if abs(late[-1]) <= tolerance(
-            limit
-        ):  # On a machine that stands still meanwhile, work may end before it is told.
+        if abs(late[-1]) <= tolerance(limit):  # If the machine stood still, work may have ended before that was told.
             assert (answer.finish_reason, answer.cut_short) == ("timeout", True)
             return answer
     raise AssertionError(f"late by {late} s of {limit} s")

@@ -20,7 +20,6 @@ from typing import Any
 
 IDLE = 75
 """Exit status of a process that nobody has asked for anything in a while."""
-IDLE_SECONDS = 60.0
 OVERTIME = int(signal.SIGPROF)
 """The signal by which a process is ended that takes too much processor time; the wall time is its employer's affair."""
 _PR_SET_PDEATHSIG = 1
@@ -39,7 +38,7 @@ def main(settings: str) -> int:
         _limit_memory(options["memory"])
     function = _imported(options["target"])
     _write(replies, b"!")  # From now on the time counts.
-    while select.select([requests], [], [], IDLE_SECONDS)[0]:
+    while select.select([requests], [], [], options["idle_seconds"])[0]:
         header = _read(requests, 8)
         if header is None or (request := _read(requests, int.from_bytes(header, "little"))) is None:
             return 0

@@ -26,6 +26,8 @@ from rewards.threads import Threads
 _GOING = 1.0
 """Seconds that a process whose output has ended may take to be gone."""
 DEFAULT_SIZE = min(2, os.cpu_count() or 1)
+IDLE_SECONDS = 60.0
+"""Seconds after which a process ends that nobody has asked for anything."""
 
 
 class Workers:
@@ -121,6 +123,8 @@ class Workers:
                     raise RewardError(f"{self.name} failed: {value}")
                 return value
             status = self._drop(process)
+            if status == _worker.IDLE and reused and not job.cancelled:
+                continue  # It had gone home before the job came, as the others may have, too.
             if job.cancelled:
                 raise RewardError(f"{self.name} was cancelled")
             if job.late:
@@ -130,7 +134,7 @@ class Workers:
                 raise RewardTimeoutError(f"{self.name} took longer than {limit:g} s of processor time")
             if not reused or job.tried:
                 raise RewardError(f"{self.name} failed: its process died ({_cause(status)})")
-            job.tried = True  # It may have been gone before the job came: idle ones go home, or are killed for memory.
+            job.tried = True  # It may have been gone before the job came: idle ones may be killed for memory.
 
     def _exchange(self, process: subprocess.Popen[bytes], job: _Job) -> tuple[bool, Any] | None:
         """Send a request and return the reply; None if the process ends instead, or is killed for being late."""
@@ -181,7 +185,7 @@ class Workers:
 
     def _start(self) -> subprocess.Popen[bytes]:
         path = [entry or os.getcwd() for entry in sys.path]
-        settings = {"path": path, "target": self._target, **self._limits}
+        settings = {"path": path, "target": self._target, "idle_seconds": IDLE_SECONDS, **self._limits}
         return subprocess.Popen(
             [sys.executable, "-I", _worker.__file__, json.dumps(settings)],
             stdin=subprocess.PIPE,

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rewards import RewardError, RewardSpecError, RewardTimeoutError, _worker
+from rewards import RewardError, RewardSpecError, RewardTimeoutError
 from rewards.workers import Workers
 
 
@@ -162,14 +161,14 @@ async def test_closing_kills_and_can_be_undone(make: Any) -> None:
     assert await workers.call() != pid
 
 
-async def test_idle_processes_end_and_are_replaced(make: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    script = tmp_path / "impatient.py"
-    script.write_text(inspect.getsource(_worker).replace("IDLE_SECONDS = 60.0", "IDLE_SECONDS = 0.1"))
-    monkeypatch.setattr(_worker, "__file__", str(script))
-    workers = make("os:getpid")
-    pid = await workers.call()
-    await _gone(pid)
-    assert await workers.call() != pid
+@pytest.mark.parametrize("size", [1, 2, 4])
+async def test_idle_processes_end_and_are_replaced(make: Any, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr("rewards.workers.IDLE_SECONDS", 0.1)
+    workers = make("time:sleep", size=size)
+    for _ in range(3):
+        await asyncio.gather(*(workers.call(0.05) for _ in range(size)))
+        for process in list(workers._processes):  # All of them are gone, and the next call finds none that is left.
+            await _gone(process.pid)
 
 
 def test_several_event_loops_one_after_another() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from ets_agent import Result
 from ets_agent.trace_page import render
@@ -35,6 +35,7 @@ async def browser() -> AsyncIterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("needs chromium or google-chrome")
     async with async_playwright() as playwright:
+        expect.set_options(timeout=60_000)  # Milliseconds; a busy machine may let the browser wait.
         chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield chromium
         await chromium.close()

@@ -45,10 +45,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# Two processes, because most tests wait more than they compute; files are not divided, since tests in one share servers,
-# and keep their order: the longest come first (tests/conftest.py).
+# Two processes, because most tests wait more than they compute; files are not divided, since tests in one share servers.
 unit: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 
 $(VLLM_VENV)/.installed: tests/vllm/requirements.txt
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from weakref import WeakKeyDictionary
 
-GOING_ON_PER_TURN = 8
+GOING_ON_PER_TURN = 4
 """Runs and requests that go on between two looks at the network and the clock, a millisecond or so each."""
 
 

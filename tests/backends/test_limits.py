@@ -589,8 +589,10 @@ async def test_an_endpoint_finishes_the_responses_that_it_has_begun(kind: Any, m
             results = await ets.complete_many(["q?"] * runs, concurrency=runs, seed=0, num_chains=2, timeout=60)
     refused = [result for result in results if isinstance(result, QueueFullError)]
     assert len([result for result in results if isinstance(result, Result)]) == runs - len(refused)
-    # With vLLM, to begin is a request, and all ask for it before the first one is answered; elsewhere it is none.
-    assert len(refused) == (max(0, runs - 2 - max_queue) if kind == "vllm" else 0)
+    # With vLLM, to begin is a request, and all ask for it before the first one is answered. Elsewhere it is none, so
+    # that only those are refused that begin later than the others have asked for something.
+    most = max(0, runs - 2 - max_queue)
+    assert len(refused) == most if kind == "vllm" else len(refused) <= most
     assert len([one for one in server.records.all()[known:] if one.path == "/tokenize"]) == (
         runs - len(refused) if kind == "vllm" else 0
     )

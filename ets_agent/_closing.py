@@ -34,13 +34,13 @@ class Closing:
     def __init__(self) -> None:
         """Nothing is being closed."""
         self._lock = threading.Lock()
-        self._tasks: dict[asyncio.Task[None], asyncio.AbstractEventLoop] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self, thing: _Closable) -> None:
         """Close something, waiting for it but a moment; a failure is logged, because there is an answer already."""
         task = asyncio.create_task(_closed(thing))
         with self._lock:
-            self._tasks[task] = asyncio.get_running_loop()
+            self._tasks.add(task)
         task.add_done_callback(self._forget)
         await asyncio.wait([task], timeout=PATIENCE)
 
@@ -48,9 +48,9 @@ class Closing:
         """Wait until all is closed that is being closed now, but for what is in an event loop that does not run."""
         await self._wait_here()
         with self._lock:
-            others = dict(self._tasks)
+            others = list(self._tasks)
         # Another loop's tasks cannot be awaited, and it may stop without notice.
-        while any(not task.done() and loop.is_running() for task, loop in others.items()):  # noqa: ASYNC110
+        while any(not task.done() and task.get_loop().is_running() for task in others):  # noqa: ASYNC110
             await asyncio.sleep(_LOOK)
 
     def run(self, work: Coroutine[Any, Any, T], *, blocking: str, instead: str) -> T:
@@ -82,13 +82,13 @@ class Closing:
         """Wait until all is closed that is being closed in this event loop."""
         here = asyncio.get_running_loop()
         with self._lock:
-            mine = [task for task, loop in self._tasks.items() if loop is here]
+            mine = [task for task in self._tasks if task.get_loop() is here]
         if mine:
             await asyncio.wait(mine)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         with self._lock:
-            self._tasks.pop(task, None)
+            self._tasks.discard(task)
 
 
 async def _closed(thing: _Closable) -> None:

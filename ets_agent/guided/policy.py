@@ -14,7 +14,7 @@ from ets_agent.config import ETSConfig
 from ets_agent.errors import ConfigError
 from ets_agent.guided.request import EFFORTS, GuidedRequest, RequestError
 from ets_agent.guided.strict import sayable
-from rewards import RewardError, RewardSpec, RewardSpecError
+from rewards import RewardError, RewardParameter, RewardSpec, RewardSpecError
 
 DEFAULT_REWARDS = ("self_consistency", "json_schema", "regex", "similarity")
 """What agents may choose from unless the operator says otherwise: nothing that runs code, calls a model or knows the
@@ -69,8 +69,7 @@ class RewardOffer:
             twice = [name for name in self.arguments or () if name in fixed]
             if twice:
                 raise ConfigError(f"reward {self.name!r} has a fixed {twice[0]!r}, so callers cannot give it")
-            known = rewards.describe(registered)  # RewardSpecError where there is none of this name
-            takes = {parameter.name for parameter in known.parameters} - {"name"}
+            takes = self._parameters.keys() - {"name"}
             unknown = [name for name in (*fixed, *(self.arguments or ())) if name not in takes]
             if unknown:
                 allowed = ", ".join(sorted(takes)) or "none"
@@ -143,7 +142,7 @@ class RewardOffer:
             rewards.check(spec)
         except RewardSpecError as error:
             # Under the offer's own name, and only with those arguments that callers may give.
-            takes = ", ".join(self._declarations[each] for each in allowed) or "no arguments"
+            takes = ", ".join(self._parameters[each].declaration for each in allowed) or "no arguments"
             problem = self._problem(arguments, error)
             raise RequestError(f"reward {self.name!r}: {problem} (it takes: {takes})", field="reward") from error
         except RewardError as error:
@@ -174,19 +173,21 @@ class RewardOffer:
                 return value
             raise RequestError(f"{name} of reward {self.name!r} is not valid JSON: {error}", field="reward") from None
 
-    @cached_property
-    def _required(self) -> tuple[str, ...]:
+    @property
+    def _required(self) -> list[str]:
         """Arguments without which the registered reward that this is cannot be built."""
-        if self._registered is None:
-            return ()
-        return tuple(each.name for each in rewards.describe(self._registered[0]).parameters if each.required)
+        return [name for name, parameter in self._parameters.items() if parameter.required]
 
     @cached_property
-    def _declarations(self) -> Mapping[str, str]:
-        """How the arguments of the registered reward that this is are declared."""
+    def _parameters(self) -> dict[str, RewardParameter]:
+        """What the registered reward that this is takes, by name.
+
+        Raises:
+            rewards.RewardSpecError: No reward is registered under its name.
+        """
         if self._registered is None:
             return {}
-        return {each.name: each.declaration for each in rewards.describe(self._registered[0]).parameters}
+        return {each.name: each for each in rewards.describe(self._registered[0]).parameters}
 
     @cached_property
     def _registered(self) -> tuple[str, dict[str, Any]] | None:

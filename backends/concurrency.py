@@ -95,6 +95,12 @@ async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
+def cancellation_asked() -> bool:
+    """Whether somebody has cancelled the running task; a `CancelledError` is a failure of what it awaits otherwise."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 class UnderWay:
     """What is under way in something that can be closed, in whichever event loops; closing ends it.
 

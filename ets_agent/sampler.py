@@ -12,7 +12,7 @@ from typing import Any, Self
 import backends
 import rewards
 from backends import Backend, CapabilityError, Prompt
-from backends.concurrency import FirstFailure
+from backends.concurrency import FirstFailure, cancellation_asked
 from backends.contract import is_count, row_seeds
 from backends.turns import take_turn
 from ets_agent._closing import Closing
@@ -178,7 +178,7 @@ class ETS:
                 except Exception as error:  # Whatever it was, it is this item's result.
                     results[index] = error
                 except asyncio.CancelledError as error:
-                    if _cancelled():
+                    if cancellation_asked():
                         raise
                     results[index] = _as_failure(error)
                 if on_result is not None:
@@ -271,12 +271,6 @@ class ETS:
                     f"{model.name} cannot continue a prefix, so only num_steps=1 is possible, "
                     f"not {len(config.blocks)} steps"
                 )
-
-
-def _cancelled() -> bool:
-    """Return whether somebody cancelled this task; otherwise a `CancelledError` is a failure of what it awaited."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _as_failure(error: asyncio.CancelledError) -> RuntimeError:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
+from backends.concurrency import cancellation_asked
 from rewards.errors import RewardTimeoutError, failed
 
 T = TypeVar("T")
@@ -39,8 +40,7 @@ async def _contained(work: Awaitable[T], what: str) -> T:
     try:
         return await work
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if cancellation_asked():
             raise
         raise failed(what, error) from error
     except SystemExit as error:  # As `argparse` raises it.

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from backends import Backend, BackendError, Completion, Prompt, PromptError, SamplingParams, State
+from backends.errors import restated
 from ets_agent._group import Candidate, Rollout
 
 
@@ -91,7 +92,7 @@ class ProposalRollouts:
         try:
             self._twins = {start: await self._proposal.begin(prompt, max_tokens=max_tokens, params=self._params)}
         except PromptError as error:
-            raise type(error)(f"the proposal refuses the prompt: {error}") from error
+            raise restated(error, f"the proposal refuses the prompt: {error}") from error
 
     async def draw(self, candidates: Sequence[Candidate], parents: Sequence[State], n: int, *, seed: int) -> None:
         """Add n rollouts to each of some unfinished candidates."""

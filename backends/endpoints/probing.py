@@ -16,7 +16,7 @@ from backends.endpoints.client import Client
 from backends.endpoints.dialects import NEUTRAL, Dialect
 from backends.endpoints.features import Form, Mode, Server
 from backends.endpoints.replies import Choice, MalformedError
-from backends.errors import BackendError, EndpointError
+from backends.errors import BackendError, restated
 from backends.tokenization import PROBE, Tokenization
 
 Api = Literal["auto", "tokens", "completions", "chat"]
@@ -67,7 +67,8 @@ async def find_dialect(client: Client, model: str, *, api: Api = "auto", first_w
             return dialect
     for path, error in server.troubles:
         if path in _DRAWING:
-            raise _with_advice(error, "" if api != "auto" else "; api='completions' or api='chat' asks in one way only")
+            advice = "" if api != "auto" else "; api='completions' or api='chat' asks in one way only"
+            raise restated(error, f"{error}{advice}")
     kinds = "neither completions nor chat completions" if api == "auto" else f"no requests by {api}"
     said = [f"{path}: {reason}" for path, reason in server.refusals if path in _DRAWING]
     raise BackendError(
@@ -83,12 +84,6 @@ def _hints(url: str, model: str, models: Collection[str]) -> list[str]:
     if models:
         return [f"it has {', '.join(sorted(models)[:_MOST_NAMES])}"]
     return ["is its name right?"] + ([] if url.endswith("/v1") else ["most servers have their API under /v1"])
-
-
-def _with_advice(error: BackendError, advice: str) -> BackendError:
-    if isinstance(error, EndpointError):
-        return EndpointError(f"{error}{advice}", status=error.status)
-    return type(error)(f"{error}{advice}")
 
 
 def _lengths(answer: Any) -> dict[str, int | None]:

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backends.concurrency import UnderWay
 from ets_agent import _connections
 from ets_agent._connections import QuietServer, uvicorn_config
 from ets_agent._hosts import in_url, own_names
@@ -72,14 +73,13 @@ class _Bodies:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._reading: set[asyncio.Timeout] = set()
+        self._reading = UnderWay()
         self._closed = False
 
     def close(self) -> None:
         """Wait for no body any more; whose has not arrived is told."""
         self._closed = True
-        for limit in self._reading:
-            limit.reschedule(0)
+        self._reading.end()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -106,18 +106,14 @@ class _Bodies:
     async def _read(self, receive: Receive) -> Message | None:
         """Return the body as one message, or the beginning of one that the SDK will find too large."""
         parts, size, more = [], 0, True
-        limit = asyncio.timeout(0 if self._closed else _connections.BODY_SECONDS)
-        try:
-            async with limit:
-                self._reading.add(limit)
+        async with asyncio.timeout(0 if self._closed else _connections.BODY_SECONDS) as limit:
+            with self._reading.noted(limit):
                 while more and size <= DEFAULT_MAX_REQUEST_BODY_SIZE:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
                     parts.append(message.get("body", b""))
                     size, more = size + len(parts[-1]), message.get("more_body", False)
-        finally:
-            self._reading.discard(limit)
         return {"type": "http.request", "body": b"".join(parts), "more_body": more}
 
 

@@ -747,13 +747,9 @@ class ByteTextClient(ByteClient):
         }  # fmt: skip
 
 
-@pytest.mark.parametrize(("tokens", "logprobs"), [(1, True), (2, True), (3, True), (5, True), (1, False)])
-async def test_characters_of_several_tokens_are_as_likely_in_short_blocks_as_in_long_ones(
-    tokens: int, logprobs: bool
-) -> None:
-    sent: Any = ByteTextClient()
-    dialect = TextDialect(
-        client=sent,
+def text_dialect(client: Any, *, logprobs: bool) -> TextDialect:
+    return TextDialect(
+        client=client,
         model="m",
         capabilities=Capabilities(logprobs=logprobs),
         raw_logprobs=True,
@@ -761,6 +757,14 @@ async def test_characters_of_several_tokens_are_as_likely_in_short_blocks_as_in_
         seeds=2**53,
         neutral={},
     )
+
+
+@pytest.mark.parametrize(("tokens", "logprobs"), [(1, True), (2, True), (3, True), (5, True), (1, False)])
+async def test_characters_of_several_tokens_are_as_likely_in_short_blocks_as_in_long_ones(
+    tokens: int, logprobs: bool
+) -> None:
+    sent: Any = ByteTextClient()
+    dialect = text_dialect(sent, logprobs=logprobs)
     state = EndpointState(prompt="?", params=PLAIN, max_tokens=20)
     wholes = await dialect.draw(state, 64, tokens=20, seed=3, logprobs=False)
     blocks = await dialect.draw(state, 64, tokens=tokens, seed=3, logprobs=False)
@@ -790,15 +794,7 @@ async def test_rows_that_end_within_a_character_are_asked_for_together() -> None
             return super().choice({**body, "seed": 0}, 0) | {"index": row}  # It begins with four bytes.
 
     sent: Any = Slow()
-    dialect = TextDialect(
-        client=sent,
-        model="m",
-        capabilities=Capabilities(logprobs=True),
-        raw_logprobs=True,
-        most_rows=64,
-        seeds=2**53,
-        neutral={},
-    )
+    dialect = text_dialect(sent, logprobs=True)
     state = EndpointState(prompt="?", params=PLAIN, max_tokens=20)
     async with asyncio.timeout(30):
         rows = await dialect.draw(state, 8, tokens=1, seed=3, logprobs=False)

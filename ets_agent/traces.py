@@ -48,7 +48,7 @@ class _End(Finished):
 
 
 _Line = Annotated[StepStarted | CandidatesWeighed | BlockCommitted | Warned | _End, Field(discriminator="type")]
-_EVENTS: TypeAdapter[StepStarted | CandidatesWeighed | BlockCommitted | Warned | _End] = TypeAdapter(_Line)
+_EVENTS: TypeAdapter[_Line] = TypeAdapter(_Line)
 
 
 class _Header(BaseModel):

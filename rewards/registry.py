@@ -86,8 +86,9 @@ class _Entry:
 
     def check(self, arguments: Mapping[str, Any], besides: Collection[str]) -> None:
         with self._named_in_errors():
-            checked = self.parameters.check(arguments, besides=besides)
-            whole = all(each.name in checked for each in self.parameters.describe() if each.required)
+            parameters = self.parameters
+            checked = parameters.check(arguments, besides=besides)
+            whole = all(each.name in checked for each in parameters.describe() if each.required)
             if self.pure and whole:
                 self.source(**checked)
 

@@ -69,6 +69,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/orchestration.py
 	$(BIN)/python benchmarks/concurrency.py
 	$(BIN)/python benchmarks/efforts.py
+	$(BIN)/python benchmarks/verifier.py
 	$(BIN)/python benchmarks/sandbox.py
 	$(BIN)/python benchmarks/convergence.py --out docs
 

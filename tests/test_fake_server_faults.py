@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from tests.fake_server import KINDS, Asked, FakeProcess, FakeServer, Fault, FaultPlan, Kind, ScriptedModel
+from tests.fake_server import KINDS, Asked, FakeProcess, FakeServer, Fault, FaultPlan, Kind, ScriptedModel, kept_port
 from tests.fake_server.client import call, sent
 
 RESPONSES = {"a b": 4.0, "a c": 1.0, "d e f": 3.0}
@@ -143,9 +143,9 @@ def test_plans_choose_by_index_by_request_and_by_chance() -> None:
 
 
 def test_stopping_waits_for_nobody() -> None:
-    before = threading.active_count()
-    model = ScriptedModel(RESPONSES, delay=60)
-    with FakeServer(model, faults=FaultPlan.at({0: "hang"})) as server:
+    before = set(threading.enumerate())
+    model = ScriptedModel(RESPONSES, delay=600)
+    with kept_port() as port, FakeServer(model, port=port, faults=FaultPlan.at({0: "hang"})) as server:
         with (
             sent(server.url, COMPLETIONS, {"prompt": "x"}) as hanging,
             sent(server.url, CHATS, {"messages": CHAT}) as slow,
@@ -166,7 +166,8 @@ def test_stopping_waits_for_nobody() -> None:
 
 
 def test_a_process_can_be_killed_and_started_again() -> None:
-    with FakeProcess(responses={"x y": 1.0}, options=("--profile", "completions", "--delay", "60")) as process:
+    options = ("--profile", "completions", "--delay", "60")
+    with kept_port() as port, FakeProcess(responses={"x y": 1.0}, port=port, options=options) as process:
         with sent(process.url, COMPLETIONS, {"model": "scripted", "prompt": "q"}) as connection:
             process.wait(lambda stats: stats["active"] == 1)
             process.kill()

@@ -29,7 +29,7 @@ from backends import (
 from backends.openai import OpenAIBackend
 from backends.retries import RetryPolicy
 from ets_agent import ETS
-from tests.fake_server import KINDS, FakeServer, Fault, FaultPlan, ScriptedModel
+from tests.fake_server import KINDS, FakeServer, Fault, FaultPlan, ScriptedModel, kept_port
 from tests.hurry import hurried
 
 SCRIPT = {"3 + 4 = 7 so #### 7": 3.0, "3 + 4 = 8 so #### 8": 1.0, "I think seven": 1.0}
@@ -490,10 +490,10 @@ async def test_a_key_that_the_server_repeats_is_cut_out() -> None:
 
 
 async def test_a_server_that_is_not_there_is_named() -> None:
-    with serve() as server:
-        address = server.base_url
-    with pytest.raises(UnreachableError, match=f"GET {address}/models .*connection failed.*gave up after 3 tries"):
-        await OpenAIBackend.connect("scripted", address, retries=QUICK)
+    with kept_port() as port:
+        address = f"http://127.0.0.1:{port}/v1"
+        with pytest.raises(UnreachableError, match=f"GET {address}/models .*connection failed.*gave up after 3 tries"):
+            await OpenAIBackend.connect("scripted", address, retries=QUICK)
 
 
 async def test_a_model_that_is_not_there_is_told_with_those_that_are() -> None:

@@ -9,6 +9,7 @@ and is imported only where one is wanted, because it needs torch.
 
 from tests.fake_server.faults import KINDS, Asked, Fault, FaultPlan, Kind
 from tests.fake_server.models import Drawn, Entry, Model, Sampling, Step
+from tests.fake_server.ports import kept_port
 from tests.fake_server.process import FakeProcess
 from tests.fake_server.profiles import ProfileName
 from tests.fake_server.records import Record, Records
@@ -32,4 +33,5 @@ __all__ = [
     "Sampling",
     "ScriptedModel",
     "Step",
+    "kept_port",
 ]

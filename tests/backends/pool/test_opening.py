@@ -14,7 +14,7 @@ from backends.retries import RetryPolicy
 from backends.service import Service, service_of
 from ets_agent import ETS
 from tests.backends.faulty import FaultyBackend
-from tests.fake_server import FakeServer, ScriptedModel
+from tests.fake_server import FakeServer, ScriptedModel, kept_port
 
 from .common import PLAIN, guided, members, told
 
@@ -216,16 +216,15 @@ async def test_a_real_server_joins_when_it_is_started(
     clock: Callable[[float], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     script = {"3 + 4 = 7 #### 7": 1.0}
-    with FakeServer(ScriptedModel(script)) as gone:
-        address = gone.base_url
-    port = int(address.rpartition(":")[2].partition("/")[0])
-    with FakeServer(ScriptedModel(script)) as one:
+    with kept_port() as port, FakeServer(ScriptedModel(script)) as one:
+        late = FakeServer(ScriptedModel(script), port=port)
+        address = late.base_url
         name = f"vllm/scripted@{one.base_url},{address}"
         async with await backends.connect(name, retries=QUICK) as pool:
             assert f"vllm/scripted@{address} is down" in caplog.text
             ets = ETS(pool, num_candidates=2, num_rollouts=2, max_tokens=20)
             assert (await ets.complete("What is 3 + 4?")).answer == "7"
-            with FakeServer(ScriptedModel(script), port=port) as other:
+            with late:
                 clock(5.0)
                 assert (await ets.complete("What is 3 + 4?")).answer == "7"
-                assert any(record.path == "/v1/completions" for record in other.records.all())
+                assert late.records.all("/v1/completions")

@@ -7,6 +7,7 @@ import logging
 import math
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -319,8 +320,15 @@ async def test_requests_at_once_are_limited_and_backends_may_share_the_limit() -
             await connect(server, max_concurrency=limiter) as other,
         ):
             starts = [await backend.begin(QUESTION, max_tokens=20, params=PLAIN) for backend in (one, other)]
-            server.faults = FaultPlan.always(Fault(kind="slow", delay=0.01))
-            await asyncio.gather(one.rollout([starts[0]] * 20, 1, seed=0), other.rollout([starts[1]] * 20, 1, seed=0))
+            go_on = threading.Event()
+            server.faults = FaultPlan.always(Fault(kind="slow", until=go_on))
+            calls = [
+                asyncio.create_task(backend.rollout([start] * 20, 1, seed=0))
+                for backend, start in zip((one, other), starts, strict=True)
+            ]
+            await asyncio.to_thread(server.records.wait, lambda records: records.active == 3)
+            go_on.set()
+            await asyncio.gather(*calls)
         assert server.records.most_active == 3
         assert (limiter.active, limiter.waiting) == (0, 0)
 

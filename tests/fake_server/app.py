@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import json
 import math
@@ -150,7 +149,7 @@ class FakeApp:
                 await gone(receive)
                 raise ClientGoneError
             if fault.kind == "slow":
-                await until_gone(asyncio.sleep(fault.delay), receive)
+                await until_gone(fault.wait(), receive)
         work = self._answer(record, headers, problem, request_id)
         status, answer = await (work if self.model.instant else until_gone(work, receive))
         record.status = status

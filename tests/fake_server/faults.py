@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -40,12 +42,13 @@ class Fault:
     Attributes:
         kind: ``rate_limit`` (429), ``server_error`` (500) and ``unavailable`` (503) answer with an error at once;
             ``reset`` resets the connection in the middle of the body; ``truncated`` closes it there, in good order;
-            ``hang`` never answers; ``slow`` answers late; ``malformed_json`` sends half of the JSON as if it were all;
-            ``fewer_choices`` leaves the last choice out, ``more_choices`` tells it twice; ``no_logprobs`` has none;
-            ``empty_text`` has choices without text and tokens.
+            ``hang`` never answers; ``slow`` answers late, or when it may; ``malformed_json`` sends half of the JSON as
+            if it were all; ``fewer_choices`` leaves the last choice out, ``more_choices`` tells it twice;
+            ``no_logprobs`` has none; ``empty_text`` has choices without text and tokens.
         retry_after: Seconds for the Retry-After header of an error; None sends no such header.
         as_date: Whether that header is an HTTP date, which counts whole seconds.
         delay: Seconds before a ``slow`` answer.
+        until: What a ``slow`` answer waits for instead, where there is something; a test sets it.
         sent: Share of the body that is sent before a reset or a truncation.
     """
 
@@ -53,6 +56,7 @@ class Fault:
     retry_after: float | None = None
     as_date: bool = False
     delay: float = 0.2
+    until: threading.Event | None = None
     sent: float = 0.5
 
     def __post_init__(self) -> None:
@@ -66,6 +70,14 @@ class Fault:
     def error(self) -> tuple[int, str] | None:
         """Status and message, for faults that are an error answer."""
         return _STATUS.get(self.kind)
+
+    async def wait(self) -> None:
+        """Wait as long as a ``slow`` answer does."""
+        if self.until is None:
+            await asyncio.sleep(self.delay)
+            return
+        while not self.until.is_set():  # Whoever sets it knows no event loop.
+            await asyncio.sleep(0.001)
 
     def alter(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Return the answer of a generation with this fault in it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -24,9 +25,10 @@ from backends.endpoints.litellm_module import litellm
 from backends.limits import Limited, Limiter
 from backends.litellm import LiteLLMBackend
 from backends.retries import RetryPolicy
-from tests.fake_server import FakeServer, Fault, FaultPlan, Kind, ScriptedModel
+from tests.fake_server import FakeServer, Fault, FaultPlan, Kind, ScriptedModel, kept_port
+from tests.virtual_time import pass_time
 
-from .common import AT_ONCE, KEY, ONCE, PLAIN, SCRIPT, Stub, at, draws, others, texts, until_idle
+from .common import AT_ONCE, KEY, ONCE, PLAIN, SCRIPT, Stub, at, draws, others, texts, until_busy, until_idle
 
 # litellm ignores this itself where it is imported; pytest sets filters anew for each test.
 pytestmark = pytest.mark.filterwarnings("ignore:.*`ReadOnly` qualifier:UserWarning")
@@ -264,9 +266,12 @@ async def test_a_request_that_keeps_failing_is_sent_as_often_as_allowed_and_no_m
 
 async def test_a_server_that_hangs_is_left_in_time(server: FakeServer, model: str) -> None:
     server.faults = FaultPlan.always("hang")
-    async with at(server, model, timeout=2.0) as backend:
-        with pytest.raises(EndpointError, match="no answer within 2 s") as caught:
-            await draws(backend, 2)
+    async with at(server, model, timeout=600.0, retries=RetryPolicy(attempts=1, deadline=None)) as backend:
+        call = asyncio.create_task(draws(backend, 2))
+        await until_busy(server)
+        pass_time(600.0)
+        with pytest.raises(EndpointError, match="no answer within 600 s") as caught:
+            await call
         assert caught.value.status is None
         await until_idle(server)
         assert server.records.aborted == 1
@@ -285,19 +290,22 @@ async def test_a_provider_whose_client_keeps_no_time_is_left_in_time(monkeypatch
 
 async def test_a_deadline_over_all_tries_is_kept(server: FakeServer, model: str) -> None:
     server.faults = FaultPlan.always("hang")
-    async with at(server, model, timeout=60.0, retries=RetryPolicy(deadline=1.5)) as backend:
-        with pytest.raises(EndpointError, match=r"no answer within the deadline of 1\.5 s"):
-            await draws(backend, 2)
+    async with at(server, model, timeout=600.0, retries=RetryPolicy(attempts=1, deadline=300.0)) as backend:
+        call = asyncio.create_task(draws(backend, 2))
+        await until_busy(server)
+        pass_time(300.0)
+        with pytest.raises(EndpointError, match="no answer within the deadline of 300 s"):
+            await call
         await until_idle(server)
     assert not others()
 
 
 async def test_a_dead_endpoint_is_a_failed_connection(model: str) -> None:
-    with FakeServer(ScriptedModel(SCRIPT)) as server:
-        address = server.base_url
-    async with LiteLLMBackend(model, api_base=address, api_key=KEY, retries=AT_ONCE) as backend:
-        with pytest.raises(UnreachableError, match="gave up after 6 tries") as caught:
-            await draws(backend, 1)
+    with kept_port() as port:
+        address = f"http://127.0.0.1:{port}/v1"
+        async with LiteLLMBackend(model, api_base=address, api_key=KEY, retries=AT_ONCE) as backend:
+            with pytest.raises(UnreachableError, match="gave up after 6 tries") as caught:
+                await draws(backend, 1)
         assert caught.value.status is None
 
 
@@ -336,13 +344,19 @@ async def test_many_draws_through_all_faults_at_once_all_come_back(server: FakeS
 
 
 async def test_a_limiter_holds_for_requests_and_is_shared_by_backends(model: str) -> None:
-    limiter = Limiter(2)
-    with FakeServer(ScriptedModel(SCRIPT, delay=0.02)) as server:
+    limiter, go_on = Limiter(2), threading.Event()
+    with FakeServer(ScriptedModel(SCRIPT), faults=FaultPlan.always(Fault(kind="slow", until=go_on))) as server:
         async with (
             at(server, model, max_concurrency=limiter) as one,
             at(server, model, max_concurrency=limiter) as two,
         ):
-            await asyncio.gather(*(draws(backend, 1) for backend in (one, two) * 5))
+            calls = [asyncio.create_task(draws(backend, 1)) for backend in (one, two) * 5]
+            await until_busy(server, 2)
+            async with asyncio.timeout(60):
+                while limiter.waiting < 8:
+                    await asyncio.sleep(0.001)
+            go_on.set()
+            await asyncio.gather(*calls)
         assert server.records.most_active == 2
     assert limiter.active == 0
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from typing import Any
 
 import httpx
@@ -106,13 +107,15 @@ async def test_closing_one_backend_leaves_others_and_litellm_itself_alone(server
         await draws(backend, 1)
     arguments: Any = {"model": model, "api_base": server.base_url, "api_key": KEY, "timeout": 300.0}
     messages = [{"role": "user", "content": "2 + 2?"}]
-    server.faults = FaultPlan.always(Fault(kind="slow", delay=0.3))
+    closed = threading.Event()
+    server.faults = FaultPlan.always(Fault(kind="slow", until=closed))
     drawing = asyncio.create_task(draws(two, 1))
     asking = asyncio.create_task(
         litellm.acompletion(messages=messages, max_retries=0, num_retries=0, max_tokens=9, **arguments)
     )
     await until_busy(server, 2)
     await one.aclose()
+    closed.set()
     assert texts(await drawing)[0] in SCRIPT
     assert (await asking).choices[0].message.content in SCRIPT
     server.faults = None

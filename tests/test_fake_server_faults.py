@@ -30,11 +30,13 @@ def test_errors_say_when_to_come_back(server: FakeServer, kind: Kind, status: in
     server.faults = FaultPlan.first(
         kind, Fault(kind=kind, retry_after=0.5), Fault(kind=kind, retry_after=30, as_date=True)
     )
+    began = time.time()
     never, seconds, date = (call(server, COMPLETIONS, {"prompt": "x"}) for _ in range(3))
+    ended = time.time()
     assert {reply.status for reply in (never, seconds, date)} == {status}
     assert "retry-after" not in never.headers
     assert seconds.headers["retry-after"] == "0.5"
-    assert 28 < parsedate_to_datetime(date.headers["retry-after"]).timestamp() - time.time() < 32
+    assert began + 30 <= parsedate_to_datetime(date.headers["retry-after"]).timestamp() < ended + 31, "whole seconds"
     assert call(server, COMPLETIONS, {"prompt": "x"}).status == 200
     assert [record.fault for record in server.records.all()] == [kind] * 3 + [None]
 
@@ -153,14 +155,14 @@ def test_stopping_waits_for_nobody() -> None:
             server.records.wait(lambda records: records.active == 2)
             began = time.monotonic()
             server.__exit__(None, None, None)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 60
             assert server.records.active == 0
             for connection in (hanging, slow):
                 with pytest.raises((ConnectionError, http.client.HTTPException)):
                     connection.getresponse()
         with pytest.raises(ConnectionRefusedError):
             call(server, "/health")
-        assert threading.active_count() == before
+        assert set(threading.enumerate()) <= before
         server.__enter__()
         assert call(server, "/health").status == 200, "it can be started again, at its port"
 
@@ -191,4 +193,4 @@ def test_a_process_ends_with_its_parent() -> None:
         assert process._process is not None
         assert process._process.stdin is not None
         process._process.stdin.close()
-        assert process._process.wait(10) == 0
+        assert process._process.wait(60) == 0

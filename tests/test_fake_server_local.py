@@ -77,7 +77,7 @@ def test_a_draw_that_nobody_waits_for_is_stopped(tiny: Any) -> None:
         server.wait_idle()
         assert server.records.aborted == 1
         assert call(server, COMPLETIONS, {"prompt": [5, 6], "max_tokens": 1}).status == 200
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while tiny._engine._owners and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not tiny._engine._owners

@@ -37,7 +37,7 @@ class Reply:
 @contextmanager
 def sent(url: str, path: str, body: Any = None, **headers: str) -> Iterator[http.client.HTTPConnection]:
     """Send a request and leave it to the test to read the answer."""
-    with closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)) as connection:
+    with closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)) as connection:
         data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         kind = {} if data is None else {"content-type": "application/json"}

@@ -67,7 +67,7 @@ class FakeProcess:
 
     def stats(self) -> dict[str, int]:
         """Return ``total``, ``active``, ``most_active`` and ``aborted`` of its records."""
-        with urllib.request.urlopen(f"{self.url}{STATS}", timeout=10) as response:
+        with urllib.request.urlopen(f"{self.url}{STATS}", timeout=_PATIENCE) as response:
             totals: dict[str, int] = json.load(response)
         return totals
 

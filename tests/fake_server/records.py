@@ -95,7 +95,7 @@ class Records:
         """Return the totals by name."""
         return {name: getattr(self, name) for name in ("total", "active", "most_active", "aborted")}
 
-    def wait(self, condition: Callable[[Records], bool], timeout: float = 10.0) -> None:
+    def wait(self, condition: Callable[[Records], bool], timeout: float = 60.0) -> None:
         """Block until something is true of the records; call it in a thread from async code.
 
         Args:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """The time by which members are tried again; call it to let seconds pass."""
+    """The time by which members are tried again; call it to let seconds pass, which do not pass otherwise."""
     now = [1000.0]
     monkeypatch.setattr("backends._pool_members.monotonic", lambda: now[0])
 

@@ -36,7 +36,7 @@ from tests.hurry import hurried
 SCRIPT = {"3 + 4 = 7 so #### 7": 3.0, "3 + 4 = 8 so #### 8": 1.0, "I think seven": 1.0}
 QUESTION = "What is 3 + 4?"
 CHAT = [{"role": "user", "content": QUESTION}]
-QUICK = RetryPolicy(attempts=3, first_delay=0.001, longest_delay=0.002, deadline=5.0)
+QUICK = RetryPolicy(attempts=3, first_delay=0.001, longest_delay=0.002, deadline=60.0)
 KEY = "sk-very-secret-0123456789"
 PLAIN = SamplingParams()
 
@@ -454,7 +454,7 @@ with FakeServer(ScriptedModel({SCRIPT!r})) as server:
     assert texts == asyncio.run(two()), texts
     print(len(texts), len(server.records.all("/v1/models")))
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=300)
     assert (done.stdout, done.stderr) == ("1 1\n", "")
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 import backends
 from backends import (
+    Backend,
     BackendClosedError,
     BackendError,
     CapabilityError,
@@ -34,11 +35,12 @@ from backends.openai import OpenAIBackend
 from backends.retries import RetryPolicy
 from tests.fake_server import Drawn, FakeServer, Fault, FaultPlan, Kind, ScriptedModel
 from tests.fake_server.server import serve as serve_app
+from tests.virtual_time import pass_time
 
 SCRIPT = {"3 + 4 = 7 so #### 7": 3.0, "3 + 4 = 8 so #### 8": 1.0, "I think seven": 1.0}
 QUESTION = "What is 3 + 4?"
-QUICK = RetryPolicy(attempts=3, first_delay=0.001, longest_delay=0.002, deadline=5.0)
-ONCE = RetryPolicy(attempts=1, deadline=5.0)
+QUICK = RetryPolicy(attempts=3, first_delay=0.001, longest_delay=0.002, deadline=60.0)
+ONCE = RetryPolicy(attempts=1, deadline=60.0)
 KEY = "sk-very-secret-0123456789"
 PLAIN = SamplingParams()
 
@@ -301,13 +303,13 @@ async def test_a_server_that_gives_all_rows_one_seed_is_asked_for_each() -> None
 class Unseeded(ScriptedModel):
     """A model whose server does not look at seeds."""
 
-    async def draw(self, prompt: Sequence[int], seeds: Sequence[int], **options: Any) -> list[Drawn]:
-        """Draw one row for each seed, whatever it is."""
     def __init__(self, *args: Any) -> None:
         """Draw the same each time the test is run: once in some hundred times, enough rows are alike by chance."""
         super().__init__(*args)
         self._drawing = random.Random(0)
 
+    async def draw(self, prompt: Sequence[int], seeds: Sequence[int], **options: Any) -> list[Drawn]:
+        """Draw one row for each seed, whatever it is."""
         return await super().draw(prompt, [self._drawing.getrandbits(60) for _ in seeds], **options)
 
 
@@ -750,19 +752,26 @@ async def test_a_server_that_never_answers_is_given_up_after_the_time_for_the_fi
 
     server = await asyncio.start_server(wait, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    patient: dict[str, Any] = {"retries": RetryPolicy(attempts=100, deadline=None), "connect_timeout": 0.2}
-    for connecting in (OpenAIBackend.connect("m", url, **patient), backends.connect(f"vllm/m@{url}", **patient)):
-        with pytest.raises(UnreachableError, match=r"no answer within 0\.2 s, which connect_timeout allows") as caught:
-            async with asyncio.timeout(30):
-                await connecting
+
+    async def given_up(connecting: Coroutine[Any, Any, Backend], option: str) -> None:
+        """Let the time pass that there is once the server has been reached."""
+        known, call = len(connections), asyncio.create_task(connecting)
+        async with asyncio.timeout(120):
+            while len(connections) == known:
+                await asyncio.sleep(0.001)
+            pass_time(60)
+            with pytest.raises(UnreachableError, match=f"no answer within 60 s, which {option} allows") as caught:
+                await call
         assert url in str(caught.value)
-    patient |= {"connect_timeout": 60.0, "timeout": 0.2}
-    with pytest.raises(UnreachableError, match=r"no answer within 0\.2 s, which timeout allows"):
-        async with asyncio.timeout(30):
-            await OpenAIBackend.connect("m", url, **patient)
+
+    patient: dict[str, Any] = {"retries": RetryPolicy(attempts=100, deadline=None), "connect_timeout": 60.0}
+    for connecting in (OpenAIBackend.connect("m", url, **patient), backends.connect(f"vllm/m@{url}", **patient)):
+        await given_up(connecting, "connect_timeout")
+    patient |= {"connect_timeout": 600.0, "timeout": 60.0}
+    await given_up(OpenAIBackend.connect("m", url, **patient), "timeout")
     server.close()
     await server.wait_closed()
-    await asyncio.wait([task for task in connections if task is not None], timeout=10)
+    await asyncio.wait([task for task in connections if task is not None], timeout=60)
     assert len(connections) == 3
 
 
@@ -789,7 +798,7 @@ async def test_a_server_that_is_not_up_yet_is_waited_for_as_long_as_the_retries_
         return left.pop() if left else completions_only(path, body, headers)
 
     patient = RetryPolicy(attempts=10, first_delay=0.1, longest_delay=0.1)
-    async with answering(loading) as stub, await connect(stub, retries=patient, connect_timeout=5.0):
+    async with answering(loading) as stub, await connect(stub, retries=patient, connect_timeout=60.0):
         assert not left
 
 
@@ -832,8 +841,10 @@ async def test_requests_that_wait_for_their_turn_are_not_sent_after_closing() ->
 
 async def test_a_try_ends_in_its_time_however_slowly_a_server_sends() -> None:
     tries: list[asyncio.Task[Any] | None] = []
+    sent = 0
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
         tries.append(asyncio.current_task())
         with contextlib.suppress(ConnectionError):
             await reader.readuntil(b"\r\n\r\n")
@@ -841,6 +852,7 @@ async def test_a_try_ends_in_its_time_however_slowly_a_server_sends() -> None:
             while not reader.at_eof():
                 writer.write(b" ")
                 await writer.drain()
+                sent += 1
                 await asyncio.sleep(0.01)
         writer.close()
         with contextlib.suppress(ConnectionError):
@@ -849,13 +861,19 @@ async def test_a_try_ends_in_its_time_however_slowly_a_server_sends() -> None:
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     policy = RetryPolicy(attempts=2, first_delay=0.001, deadline=None)
-    client = Client(f"http://127.0.0.1:{port}/v1", api_key=None, key_hint="", retries=policy, timeout=0.1)
-    with pytest.raises(EndpointError, match=r"no answer within 0.1 s \(gave up after 2 tries"):
-        async with asyncio.timeout(10):
-            await client.get("/models", lambda answer: answer)
+    client = Client(f"http://127.0.0.1:{port}/v1", api_key=None, key_hint="", retries=policy, timeout=60.0)
+    call = asyncio.create_task(client.get("/models", lambda answer: answer))
+    async with asyncio.timeout(600):
+        while not call.done():
+            known = sent
+            while sent < known + 2 and not call.done():
+                await asyncio.sleep(0.001)
+            pass_time(5)  # It never stays silent for long.
+        with pytest.raises(EndpointError, match=r"no answer within 60 s \(gave up after 2 tries"):
+            await call
     await client.aclose()
     assert len(tries) == 2
-    await asyncio.wait([task for task in tries if task is not None], timeout=10)
+    await asyncio.wait([task for task in tries if task is not None], timeout=60)
     server.close()
     await server.wait_closed()
 
@@ -894,7 +912,7 @@ async def test_a_server_of_several_that_fails_has_the_others_closed(monkeypatch:
     def failing(path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
         return (402, {"error": {"message": "pay first"}}) if opened else (503, {"error": {"message": "wait"}})
 
-    patient = RetryPolicy(attempts=10_000, first_delay=0.01, longest_delay=0.01, deadline=10.0)
+    patient = RetryPolicy(attempts=10_000, first_delay=0.01, longest_delay=0.01, deadline=60.0)
     async with answering(completions_only) as good, answering(failing) as bad:
         with pytest.raises(EndpointError, match="402: pay first"):
             await backends.connect(f"vllm/m@{good.base_url},{bad.base_url}", retries=patient)

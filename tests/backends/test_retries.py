@@ -422,7 +422,7 @@ def test_no_request_exceeds_its_tries_or_its_deadline(
         assert 1 <= len(starts) <= attempts
         if deadline is not None:
             assert now() <= deadline + 1e-6
-            assert max(starts) <= deadline
+            assert max(starts) <= deadline + 1e-6
         for index, start in enumerate(starts[1:]):
             assert start - ends[index] >= (tries[min(index, len(tries) - 1)][2] or 0) - 1e-6
 

@@ -384,19 +384,20 @@ async def test_cancellation_leaves_nothing_running() -> None:
 
 
 async def test_cancellation_reaches_the_reward() -> None:
-    cancelled = asyncio.Event()
+    asked, cancelled = asyncio.Event(), asyncio.Event()
 
     class Slow(Reward):
         async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
+            asked.set()
             try:
-                await asyncio.sleep(30)
+                await asyncio.Event().wait()
             except asyncio.CancelledError:
                 cancelled.set()
                 raise
             return []
 
     run = asyncio.create_task(ETS(ScriptedBackend(SCRIPT), Slow(), max_tokens=6).complete("q"))
-    await asyncio.sleep(0.05)
+    await asked.wait()
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await run

@@ -73,7 +73,7 @@ def alive(pids: set[int]) -> set[int]:
 
 
 def wait_until_gone(pids: set[int]) -> set[int]:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while (left := alive(pids)) and time.monotonic() < end:
         time.sleep(0.05)
     return left
@@ -127,6 +127,17 @@ async def rows_of(actor: Any) -> int:
     """Sequences that the actor's model is working on, or has waiting."""
     found: int = await inside(actor, lambda replica: len(replica._loading.result()._engine._owners))
     return found
+
+
+def rollouts_hang(replica: Any) -> None:
+    """Have no rollout of an actor end: its runs are certainly under way whenever the actor is lost."""
+    replica.hanging = 0
+
+    async def rollout(*_: Any) -> None:
+        replica.hanging += 1
+        await asyncio.Event().wait()
+
+    replica.rollout = rollout
 
 
 async def until(condition: Callable[[], Any], *, seconds: float = 60.0) -> None:

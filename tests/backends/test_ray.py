@@ -48,6 +48,7 @@ from .ray_cluster import (
     equals,
     guided,
     inside,
+    rollouts_hang,
     rows_of,
     running_cluster,
     told,
@@ -110,8 +111,9 @@ async def test_replicas_are_on_both_nodes_and_both_work(shared: RayBackend) -> N
         await inside(actor, lambda _: __import__("ray").get_runtime_context().get_node_id()) for actor in actors(shared)
     }
     assert len(nodes) == 2
-    for member in shared._roster.members:
-        assert member.turn > 0
+    before = [member.turn for member in shared._roster.members]
+    await guided(shared).complete_many([QUESTION] * 4, concurrency=4)
+    assert all(member.turn > turn for member, turn in zip(shared._roster.members, before, strict=True))
 
 
 def test_ray_is_who_serves_the_model(shared: RayBackend) -> None:
@@ -178,7 +180,7 @@ async def test_cancelling_a_call_drops_its_rows_in_the_actor(shared: RayBackend)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    await until(lambda: equals(lambda: rows_of(actor), 0), seconds=20.0)
+    await until(lambda: equals(lambda: rows_of(actor), 0))
     assert [(member.rows, member.healthy) for member in shared._roster.members] == [(0, True)] * 2
     assert await shared.rollout([start], 1, seed=0), "the actor goes on"
 
@@ -217,7 +219,7 @@ async def test_a_run_that_times_out_leaves_nothing_in_the_actor(shared: RayBacke
     result = await ets.complete(QUESTION, timeout=0.2)
     assert result.finish_reason == "timeout"
     for actor in actors(shared):
-        await until(lambda actor=actor: equals(lambda: rows_of(actor), 0), seconds=20.0)  # type: ignore[misc]
+        await until(lambda actor=actor: equals(lambda: rows_of(actor), 0))  # type: ignore[misc]
 
 
 async def test_the_event_loop_is_free_while_actors_work(shared: RayBackend) -> None:
@@ -248,10 +250,11 @@ async def test_a_killed_actor_costs_nothing_and_comes_back(shared: RayBackend, m
     (other,) = [member for member in shared._roster.members if member is not home]
     before = await shared.rollout(drawn, 2, seed=1)
     pid = await inside(home.backend._actor, lambda _: os.getpid())
-    call = asyncio.create_task(shared.rollout(drawn, 100, seed=1))
-    await until(lambda: rows_of(home.backend._actor))
+    await inside(home.backend._actor, rollouts_hang)
+    call = asyncio.create_task(shared.rollout(drawn, 2, seed=1))
+    await until(lambda: inside(home.backend._actor, lambda replica: replica.hanging))
     os.kill(pid, signal.SIGKILL)
-    assert [[c.token_ids for c in group[:2]] for group in await call] == [[c.token_ids for c in g] for g in before]
+    assert [[c.token_ids for c in group] for group in await call] == [[c.token_ids for c in group] for group in before]
     assert not home.healthy
     assert other.healthy
     assert told(await guided(shared).complete(QUESTION)) == expected

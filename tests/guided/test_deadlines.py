@@ -17,11 +17,12 @@ import backends
 from backends import Completion, Prompt
 from backends.scripted import ScriptedBackend
 from ets_agent import ETS, GuidedAnswer, GuidedReasoning, Policy, RewardOffer
-from ets_agent.results import CandidatesWeighed, Event
+from ets_agent.results import Event
 from rewards import Reward
 from rewards.functions import FunctionReward
 from rewards.sandbox import SandboxUnavailableError, select
 from tests.fake_server import FakeServer, FaultPlan, ScriptedModel
+from tests.standstill import again_after_a_standstill
 
 RESPONSES = {
     "12 + 4 = 16\n16 * 2 = 32\n#### 32": 3.0,
@@ -74,12 +75,14 @@ async def until(true: Callable[[], Any]) -> None:
 # The time limit
 
 
+@again_after_a_standstill
 async def test_half_a_minutes_work_is_answered_within_its_five_seconds() -> None:
     async with GuidedReasoning(ScriptedBackend(RESPONSES, delay=30 / 8)) as reasoning:
         answer = await ask_in_time(reasoning, 5, **STEPS)
     assert answer.text in RESPONSES  # A plain draw: in the first step nothing was weighed yet.
 
 
+@again_after_a_standstill
 async def test_in_the_first_step_the_answer_is_a_plain_draw() -> None:
     async with GuidedReasoning(ScriptedBackend(RESPONSES, delay=0.6)) as reasoning:
         answer = await ask_in_time(reasoning, 1, **STEPS)
@@ -95,6 +98,7 @@ async def test_before_anything_is_drawn_the_answer_is_empty() -> None:
     assert (answer.text, answer.answer, answer.confidence) == ("", None, None)
 
 
+@again_after_a_standstill
 async def test_between_steps_the_answer_is_the_best_one_so_far() -> None:
     committed: list[str] = []
 
@@ -110,6 +114,7 @@ async def test_between_steps_the_answer_is_the_best_one_so_far() -> None:
     assert answer.confidence is not None
 
 
+@again_after_a_standstill
 async def test_while_it_waits_for_a_place_the_answer_is_empty_and_says_why() -> None:
     backend = ScriptedBackend(RESPONSES, delay=300)
     async with GuidedReasoning(backend, max_concurrency=1) as reasoning:
@@ -126,6 +131,7 @@ async def test_while_it_waits_for_a_place_the_answer_is_empty_and_says_why() -> 
     assert answer.warnings == ("all places were taken until the time was over",)
 
 
+@again_after_a_standstill
 async def test_the_time_in_the_line_counts() -> None:
     backend = ScriptedBackend(RESPONSES, delay=0.4)
     async with GuidedReasoning(backend, max_concurrency=1) as reasoning:
@@ -138,6 +144,7 @@ async def test_the_time_in_the_line_counts() -> None:
     assert second.text in RESPONSES  # A plain draw in the half second that was left.
 
 
+@again_after_a_standstill
 async def test_without_a_limit_of_its_own_a_request_has_the_operators() -> None:
     backend = ScriptedBackend(RESPONSES, delay=300)
     async with GuidedReasoning(backend, policy=Policy(max_seconds=0.5)) as reasoning, nothing_left(reasoning):
@@ -188,6 +195,7 @@ def offering(reward: Any) -> Policy:
     return Policy(rewards=[RewardOffer(name="mine", reward=reward)])
 
 
+@again_after_a_standstill
 async def test_a_slow_judge_is_not_waited_for() -> None:
     policy = offering(Slow(judging=30))
     async with GuidedReasoning(ScriptedBackend(RESPONSES), policy=policy) as reasoning:
@@ -196,6 +204,7 @@ async def test_a_slow_judge_is_not_waited_for() -> None:
     assert answer.confidence is None
 
 
+@again_after_a_standstill
 async def test_a_judge_that_is_slow_from_the_second_step_on_leaves_the_first_ones_best() -> None:
     class Tiring(Slow):
         async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[float | None]:
@@ -214,6 +223,7 @@ async def test_a_judge_that_is_slow_from_the_second_step_on_leaves_the_first_one
         assert answer.reward == len(answer.text)
 
 
+@again_after_a_standstill
 async def test_a_judge_that_is_slow_to_close_is_not_waited_for_until_the_tool_closes() -> None:
     made: list[Slow] = []
     policy = offering(clinging(made))
@@ -227,6 +237,7 @@ async def test_a_judge_that_is_slow_to_close_is_not_waited_for_until_the_tool_cl
     assert [judge.closed for judge in made] == [True, True]
 
 
+@again_after_a_standstill
 async def test_the_sampler_does_not_wait_for_such_a_judge_either() -> None:
     made: list[Slow] = []
     async with ETS(ScriptedBackend(RESPONSES, delay=0.2), max_tokens=12) as ets:
@@ -254,6 +265,7 @@ async def test_a_judge_that_fails_to_close_costs_no_answer(caplog: pytest.LogCap
     assert "it does not let go" in caplog.text
 
 
+@again_after_a_standstill
 async def test_a_judge_in_a_thread_that_nothing_can_stop_is_left_behind() -> None:
     released = threading.Event()
 
@@ -282,6 +294,7 @@ async def test_a_judge_in_a_process_is_killed() -> None:
     await reward.aclose()
 
 
+@again_after_a_standstill
 async def test_a_pattern_that_backtracks_for_ever_is_ended() -> None:
     backend = ScriptedBackend(["a" * 40 + "!"])
     async with GuidedReasoning(backend) as reasoning:
@@ -289,6 +302,7 @@ async def test_a_pattern_that_backtracks_for_ever_is_ended() -> None:
     assert answer.text == "a" * 40 + "!"
 
 
+@again_after_a_standstill
 async def test_a_program_that_never_ends_is_ended() -> None:
     try:
         select()
@@ -405,15 +419,14 @@ async def test_a_call_that_is_cancelled_at_any_turn_of_the_loop_leaves_nothing()
 
 
 async def test_a_call_that_is_cancelled_later_leaves_nothing() -> None:
-    backend = ScriptedBackend(RESPONSES, delay=0.02)
-    weighed: list[Event] = []
+    backend = ScriptedBackend(RESPONSES)
 
     def hear(event: Event) -> None:
-        if isinstance(event, CandidatesWeighed):
-            weighed.append(event)
+        if event.type == "block_committed" and event.step == 2:
+            backend._delay = 300  # From here on no call ends, so that it is certainly cancelled in the third step.
 
     async with GuidedReasoning(backend) as reasoning:
-        await cancelled(reasoning, lambda: len(weighed) == 2 and backend.active, on_event=hear, **STEPS)
+        await cancelled(reasoning, lambda: backend.active, on_event=hear, **STEPS)
 
 
 async def test_a_call_that_is_cancelled_in_the_line_leaves_nothing() -> None:

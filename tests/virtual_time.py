@@ -8,6 +8,8 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from backends.scripted import ScriptedBackend
+
 
 class _Instant(selectors.DefaultSelector):
     """Where nothing is to be read, time is simply later."""
@@ -42,6 +44,33 @@ def timeless(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., No
             runner.run(test(*args, **kwargs))
 
     return run
+
+
+class Overdue(ScriptedBackend):
+    """A scripted model whose calls take no time, until one is never done: with it, so many seconds are over at once.
+
+    So a run ends by its time limit at a known place, however fast or slow the machine is.
+
+    Args:
+        script: As for a scripted model.
+        at: The call that is not done, by `extend` or `rollout`; 1 is the first.
+        seconds: What is over then; more than the run's time limit.
+    """
+
+    def __init__(self, script: Any, *, at: int = 1, seconds: float) -> None:
+        super().__init__(script)
+        self._at, self._seconds = at, seconds
+
+    async def _work(self) -> None:
+        await super()._work()
+        if self.calls >= self._at:
+            self.active += 1
+            if self.calls == self._at:
+                pass_time(self._seconds)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.active -= 1
 
 
 def now() -> float:

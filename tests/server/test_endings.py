@@ -15,6 +15,7 @@ from ets_agent.server import Limits, event_stream, runs
 from tests.server.models import UNREACHABLE, Failing, Gated
 from tests.server.served import CHAT, SCRIPT, Served, read_until, wait_until
 from tests.server.test_streams import STEPS, UNREAD, talkative
+from tests.virtual_time import Overdue
 
 
 def counted(served: Served, status: int) -> int:
@@ -129,8 +130,8 @@ def test_a_client_of_a_model_that_does_not_let_go_is_told_of_the_shutdown() -> N
 
 
 def test_a_choice_without_any_text_in_time_says_so() -> None:
-    with Served(ScriptedBackend(SCRIPT, delay=30)) as served:
-        (choice,) = served.chat(ets={"timeout": 0.3}).json["choices"]
+    with Served(Overdue(SCRIPT, seconds=10)) as served:
+        (choice,) = served.chat(ets={"timeout": 9}).json["choices"]
         assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
         assert len(choice["ets"]["warnings"]) == 1
         assert "complete" in choice["ets"]["warnings"][0]

@@ -18,6 +18,7 @@ from ets_agent.server import Limits
 from rewards import Reward
 from tests.server.models import BROKEN, BUG, UNREACHABLE, Failing, Gated
 from tests.server.served import CHAT, LOW, Served, read_until, wait_until
+from tests.virtual_time import Overdue
 
 STEPS = {"ets": {"effort": "low", "settings": {"block_size": 2}}, "stream": True}
 """A block for every two words of the script's eight."""
@@ -46,9 +47,10 @@ def test_a_block_is_sent_before_the_next_one_is_drawn() -> None:
 
 
 def test_a_run_that_is_cut_short_streams_all_of_its_answer() -> None:
-    with Served(ScriptedBackend({"one two three four five six": 1.0}, delay=0.05)) as served:
-        answer = served.complete(ets={"timeout": 0.12, "settings": {"block_size": 1}}, stream=True)
+    with Served(Overdue({"one two three four five six": 1.0}, at=6, seconds=10)) as served:
+        answer = served.complete(ets={"timeout": 9, "settings": {"block_size": 1}}, stream=True)
         *blocks, last = answer.chunks
+        assert len(blocks) > 1
         assert "".join(block["choices"][0]["text"] for block in blocks) == "one two three four five six"
         assert last["choices"][0]["finish_reason"] == "length"
         assert last["choices"][0]["ets"]["finish_reason"] == "timeout"

@@ -18,6 +18,7 @@ from backends import Backend
 from ets_agent import ETSConfig, GuidedReasoning, Policy
 from ets_agent.keys import Keys
 from ets_agent.server import Limits, bind, create_app, serve
+from tests.virtual_time import pass_time
 
 PATIENCE = 30.0
 """Seconds after which something counts as hung; nothing waits this long unless it hangs."""
@@ -104,6 +105,7 @@ class Served:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
         self._ready = threading.Event()
         self._stop: Callable[[], object] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def port(self) -> int:
@@ -156,6 +158,11 @@ class Served:
         assert self._stop is not None
         self._stop()
 
+    def pass_time(self, seconds: float) -> None:
+        """Let it be so much later in the server's event loop."""
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(_pass_time(seconds), self._loop).result(PATIENCE)
+
     def wait_stopped(self, seconds: float = PATIENCE) -> bool:
         """Wait until it has stopped; say whether it has."""
         self._thread.join(seconds)
@@ -178,6 +185,7 @@ class Served:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         self._stop = lambda: loop.call_soon_threadsafe(task.cancel)
+        self._loop = loop
 
         def ready(url: str) -> None:
             self.url = url
@@ -194,6 +202,10 @@ class Served:
             pass
         finally:
             self._ready.set()
+
+
+async def _pass_time(seconds: float) -> None:
+    pass_time(seconds)
 
 
 def post(body: bytes, path: str = "/v1/chat/completions", *, length: int | None = None) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 from typing import Any
 
@@ -181,7 +183,17 @@ def test_a_prompt_that_is_too_long_is_refused(client: openai.OpenAI) -> None:
         assert caught.value.code == "context_length_exceeded"
 
 
-def test_a_stream_that_is_closed_ends_its_run(client: openai.OpenAI, tiny: Served) -> None:
+def test_a_stream_that_is_closed_ends_its_run(
+    client: openai.OpenAI, tiny: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extend, calls = tiny.backend.extend, itertools.count()
+
+    async def extend_once(*args: Any, **kwargs: Any) -> Any:
+        if next(calls):
+            await asyncio.Event().wait()  # So that the run is certainly under way when its stream is closed.
+        return await extend(*args, **kwargs)
+
+    monkeypatch.setattr(tiny.backend, "extend", extend_once)
     stream = client.chat.completions.create(
         model=MODEL, messages=MESSAGES, stream=True, extra_body={"ets": {"effort": "high"}}, timeout=PATIENCE
     )

@@ -84,9 +84,8 @@ def test_what_runs_and_waits_is_told() -> None:
         seen = figures(served)
         assert (seen["ets_runs_active",], seen["ets_runs_waiting",]) == (1, 1)
         backend.open()
-        wait_until(lambda: figures(served)["ets_runs_finished_total",] == 2)
-        seen = figures(served)
-        assert (seen["ets_runs_active",], seen["ets_runs_waiting",]) == (0, 0)
+        names = ("ets_runs_finished_total", "ets_runs_active", "ets_runs_waiting")
+        wait_until(lambda: [figures(served)[name,] for name in names] == [2, 0, 0])
 
 
 def test_who_hung_up_is_counted() -> None:

@@ -20,6 +20,7 @@ from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
 from tests.mcp_server.conftest import MODES, PATIENCE, QUESTION, ROOT, SOON, Log, Mode, command, over_stdio
+from tests.standstill import again_after_a_standstill
 
 TOOL = "guided_reasoning"
 
@@ -59,16 +60,20 @@ async def test_a_cancelled_call_ends_its_run_and_the_next_one_is_answered(mode: 
 
 
 async def test_a_call_that_would_take_half_a_minute_is_answered_in_its_five_seconds(log: Log) -> None:
-    async with over_stdio(log, delay=30 / 8) as client:  # Four steps of two calls each.
+    @again_after_a_standstill
+    async def ask(client: Client) -> None:
         began = time.monotonic()
         result = await client.call_tool(TOOL, {**QUESTION, "max_tokens": 8, "timeout": 5})
         seconds = time.monotonic() - began
         await log.until(lambda log: log.active == 0)
-    assert result.structured_content is not None
-    assert result.structured_content["finish_reason"] == "timeout"
-    assert result.structured_content["cut_short"]
-    assert result.structured_content["text"]
-    assert 4.5 < seconds < 5.5
+        assert result.structured_content is not None
+        assert result.structured_content["finish_reason"] == "timeout"
+        assert result.structured_content["cut_short"]
+        assert result.structured_content["text"]
+        assert 4.5 < seconds < 5.5
+
+    async with over_stdio(log, delay=30 / 8) as client:  # Four steps of two calls each.
+        await ask(client)
 
 
 async def test_a_killed_client_ends_the_run_and_the_server(log: Log) -> None:
@@ -286,7 +291,7 @@ async def test_the_installed_command_serves_the_embedded_model(tmp_path: Path) -
     ets = Path(sys.executable).parent / "ets"
     server = StdioServerParameters(command=str(ets), args=["mcp"], env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
     async with Client(server) as client:
-        result = await client.call_tool(TOOL, {**SOON, "timeout": 60})
+        result = await client.call_tool(TOOL, {**SOON, "timeout": 120})
     assert result.structured_content is not None
     assert result.structured_content["model"] == "tiny/qwen3"
     assert result.structured_content["answer"]

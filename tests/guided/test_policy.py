@@ -465,10 +465,10 @@ def test_a_mapping_of_the_caller_stays_as_it_is() -> None:
     ],
 )
 def test_a_reward_that_would_take_long_to_compile_is_refused_at_once(reward: Any) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(RequestError, match=r"length of the reward with its arguments is .* at most 20000"):
         Policy().reward(GuidedRequest(question="q", reward=reward))
-    assert time.perf_counter() - began < 0.1
+    assert time.process_time() - began < 0.1
     assert Policy(max_reward_chars=10**6).offers
 
 

@@ -96,7 +96,7 @@ def test_no_text_is_too_much(text: str, options: int) -> None:
     [" ", "answer ", "answer is ", "(", "((A", "**", "\n ", "A", "A ", "#### ", "\\boxed{", "answer:\n\n\n", "`"],
 )
 def test_long_texts_take_no_time(piece: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for text in (piece * (100_000 // len(piece)), f"answer{piece * 20_000}", f"{piece * 20_000}z"):
         extract_choice(text)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1

@@ -164,10 +164,10 @@ def test_no_text_is_too_odd(text: str) -> None:
 @pytest.mark.parametrize("piece", [*_PIECES, "```\n", "  ```\n", "`", "\n\n", "def ", "f("])
 def test_no_text_takes_long(piece: str) -> None:
     for text in (piece * (100_000 // len(piece)), f"a\n{piece * (100_000 // len(piece))}", (piece + "\n") * 20_000):
-        began = time.monotonic()
+        began = time.process_time()
         codes = programs(text, "f")
         sources(codes, text, "f")
         examples(text, "f")
         prompt_code(text)
         asked_function(text)
-        assert time.monotonic() - began < 1.0
+        assert time.process_time() - began < 1.0

@@ -179,7 +179,7 @@ def test_json_is_found_in_prose(value: Any) -> None:
 
 @pytest.mark.parametrize("piece", ["{", "[", "```json\n", "```\n", "\n ", '"', "{}", "}{", "\t"])
 def test_long_texts_take_no_time(piece: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for text in (piece * (100_000 // len(piece)), f"```{piece * 30_000}", f"{piece * 30_000}z"):
         find_json(text)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1

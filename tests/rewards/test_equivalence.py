@@ -109,17 +109,24 @@ async def test_answers_that_only_look_alike_have_different_keys(answers: list[st
 async def test_monsters_are_read_as_text_within_the_limits(answer: str) -> None:
     began = time.perf_counter()
     (key,) = await equivalence_keys([answer])
-    assert time.perf_counter() - began < 8 * SECONDS, "processor time of a busy machine, and a new process"
+    assert time.perf_counter() - began < 60 * SECONDS, "processor time of a busy machine, and a new process"
     assert key
     assert await equivalence_keys(["2^{10}"]) == ["1024"], "the next answer is read as ever"
 
 
 async def test_a_monster_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(equivalence, "_known", {})
+    asked: list[str] = []
+    call = equivalence._workers.call
+
+    async def counted(latex: str) -> Any:
+        asked.append(latex)
+        return await call(latex)
+
+    monkeypatch.setattr(equivalence._workers, "call", counted)
     await equivalence_keys(["7^{7^{7^{7}}}"])
-    began = time.perf_counter()
     await equivalence_keys(["7^{7^{7^{7}}}"] * 1000)
-    assert time.perf_counter() - began < 0.5
+    assert asked == ["7^{7^{7^{7}}}"]
 
 
 async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ async def test_a_search_that_would_never_end_gives_no_verdict() -> None:
     assert "took longer than 1 s of processor time" in reward.problems[0]
     with pytest.raises(RewardTimeoutError):
         await Regex("^(a+)+$").score("q", [evil])
-    assert time.perf_counter() - began < 20
+    assert time.perf_counter() - began < 60
 
 
 @given(st.text(max_size=30))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,14 +29,26 @@ class Length(ConfinedReward):
         return float(length)
 
 
-async def test_runs_that_share_the_processes_are_served_in_turn() -> None:
-    workers, finished = Workers("builtins:len", size=1, name="counting"), list[str]()
+def length_when_there(text: str) -> int:
+    """Return the length of a text; if it is a path, once something is there."""
+    while "/" in text and not Path(text).exists():
+        time.sleep(0.01)
+    return len(text)
+
+
+async def test_runs_that_share_the_processes_are_served_in_turn(tmp_path: Path) -> None:
+    workers, finished = Workers(length_when_there, size=1, name="counting"), list[str]()
     greedy, modest = Length(workers, finished).session(), Length(workers, finished).session()
-    first = asyncio.create_task(greedy.score("q", [Completion(text=f"{n:03}") for n in range(100)]))
+    gate = tmp_path / "gate"
+    texts = [str(gate), *(f"{n:03}" for n in range(99))]
+    first = asyncio.create_task(greedy.score("q", [Completion(text=text) for text in texts]))
     await greedy.asked.wait()
-    assert await modest.score("q", [Completion(text="mine")]) == [4]
+    second = asyncio.create_task(modest.score("q", [Completion(text="mine")]))
+    await modest.asked.wait()
+    gate.touch()  # Only now that both have asked is anything done.
+    assert await second == [4]
     assert finished.index("mine") <= DEFAULT_SIZE
-    assert await first == [3] * 100
+    assert await first == [len(text) for text in texts]
     workers.close()
 
 

@@ -210,8 +210,9 @@ async def test_a_long_comparison_is_given_up_and_leaves_the_loop_free(monkeypatc
         raise RewardError("given up")
 
     monkeypatch.setattr("rewards.similarity.token_f1", measure)
-    with pytest.raises(RewardTimeoutError, match=r"'similarity' took longer than 0.01 s"):
-        await Similarity(timeout=0.01).score("q", _group("a", "b"))
+    # Long enough for the thread to begin: one that has not by then never does.
+    with pytest.raises(RewardTimeoutError, match=r"'similarity' took longer than 1 s"):
+        await Similarity(timeout=1).score("q", _group("a", "b"))
     assert await asyncio.to_thread(ended.wait, 30)
     started.clear()
     ended.clear()

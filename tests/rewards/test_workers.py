@@ -14,6 +14,7 @@ import pytest
 
 from rewards import RewardError, RewardSpecError, RewardTimeoutError
 from rewards.workers import Workers
+from tests.standstill import again_after_a_standstill
 
 
 def double(number: int) -> int:
@@ -96,9 +97,11 @@ async def test_time_limits_kill(make: Any) -> None:
         await sleeper.call(60)
     with pytest.raises(RewardTimeoutError, match=r"work took longer than 0.2 s of processor time"):
         await burner.call()
+    sleeper._limits["seconds"] = 60
     assert await sleeper.call(0) is None
 
 
+@again_after_a_standstill
 async def test_the_wait_for_a_process_does_not_count(make: Any) -> None:
     sleeper = make("time:sleep", seconds=0.5)
     assert await asyncio.gather(*(sleeper.call(0.2) for _ in range(4))) == [None] * 4
@@ -162,6 +165,7 @@ async def test_closing_kills_and_can_be_undone(make: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
+@again_after_a_standstill
 async def test_idle_processes_end_and_are_replaced(make: Any, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr("rewards.workers.IDLE_SECONDS", 0.1)
     workers = make("time:sleep", size=size)
@@ -191,15 +195,14 @@ def test_a_kill_of_this_process_takes_a_hung_call_with_it() -> None:
         "from rewards.workers import Workers\n"
         "workers = Workers('time:sleep', size=1, name='work')\n"
         "def tell():\n"
-        "    while not workers._processes: time.sleep(0.01)\n"
-        "    print(*[p.pid for p in workers._processes], flush=True)\n"
+        "    while not workers._ready: time.sleep(0.01)\n"
+        "    print(*[p.pid for p in workers._ready], flush=True)\n"
         "threading.Thread(target=tell).start()\n"
         "asyncio.run(workers.call(600))\n"
     )
     host = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert host.stdout is not None
     pid = int(host.stdout.readline())
-    time.sleep(0.3)  # Until it has asked the kernel for that, which has no sign to wait for.
     assert _alive(pid)
     host.send_signal(signal.SIGKILL)
     host.wait()

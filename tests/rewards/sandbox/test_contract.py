@@ -46,13 +46,13 @@ async def test_a_program_that_takes_too_long_is_killed(sandbox: Sandbox, leftove
     execution = await sandbox.run(_FOREVER, limits=leftovers.limits(wall_seconds=0.3))
     assert execution.timed_out
     assert execution.returncode != 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     leftovers.check()
 
 
 async def test_a_program_that_says_all_but_does_not_end_is_killed(sandbox: Sandbox, leftovers: Leftovers) -> None:
     program = f"import os\nos.write(1, b'done')\nos.close(1)\nos.close(2)\n{_FOREVER}"
-    execution = await sandbox.run(program, limits=leftovers.limits(wall_seconds=0.3))
+    execution = await sandbox.run(program, limits=leftovers.limits(wall_seconds=1))
     assert execution.timed_out
     assert execution.stdout == b"done"
     leftovers.check()
@@ -74,7 +74,7 @@ async def test_a_program_that_says_too_much_is_killed(sandbox: Sandbox, leftover
     ("program", "limits"),
     [
         ("bytearray(100 * 2**20)", Limits(memory_bytes=64 * MIB)),
-        ("while True: pass", Limits(cpu_seconds=1)),
+        ("while True: pass", Limits(cpu_seconds=1, wall_seconds=60)),
         ("open('big', 'wb').write(bytes(2**21))", Limits(file_bytes=MIB)),
         ("files = [open('/dev/null') for _ in range(100)]", Limits(open_files=32)),
     ],
@@ -213,7 +213,7 @@ asyncio.run({run})
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        leftovers.check(within=5)
+        leftovers.check(within=30)
         for folder in glob.glob(f"{tempfile.gettempdir()}/sandbox-{process.pid}-*"):
             os.rmdir(folder)  # Nobody else is left to do it.
 

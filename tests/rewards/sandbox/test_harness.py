@@ -7,7 +7,7 @@ import time
 import pytest
 
 from rewards import RewardError
-from rewards.sandbox import Limits, Sandbox, SandboxError
+from rewards.sandbox import Limits, Sandbox, SandboxError, harness
 from rewards.sandbox.base import MIB
 from rewards.sandbox.harness import Task, Verdict, run_inputs, run_tests
 from rewards.sandbox.unsafe import Unsafe
@@ -190,7 +190,7 @@ async def test_a_text_that_does_not_come_to_its_end_is_one_failure_more(sandbox:
 async def test_tests_passed_before_a_hang_count(sandbox: Sandbox) -> None:
     program = "def f(x):\n    while x: pass\n    return x"
     test = "assert f(0) == 0\nassert f(1) == 1\nassert f(0) == 0"
-    assert await _verdict(sandbox, program, test, "assert f(0) == 0", seconds=0.5) == (1, 5)
+    assert await _verdict(sandbox, program, test, "assert f(0) == 0", seconds=2) == (1, 5)
 
 
 async def test_tests_passed_before_a_crash_count(sandbox: Sandbox) -> None:
@@ -198,11 +198,12 @@ async def test_tests_passed_before_a_crash_count(sandbox: Sandbox) -> None:
     assert await _verdict(sandbox, program, "assert f(0) == 0\nassert f(1) == 1\nassert f(0) == 0") == (1, 3)
 
 
-async def test_tests_that_stop_the_clock_end_in_time(sandbox: Sandbox) -> None:
+async def test_tests_that_stop_the_clock_end_in_time(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "_START_SECONDS", 60.0)  # The sandbox itself would end them no sooner.
     test = "import signal\nassert f() == 1\nsignal.setitimer(signal.ITIMER_REAL, 0)\nsignal.pause()"
     began = time.monotonic()
     assert await _verdict(sandbox, "def f(): return 1", test, seconds=0.3) == (0, 1)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 30
 
 
 async def test_tests_that_are_no_python_are_not_the_programs_fault(sandbox: Sandbox) -> None:

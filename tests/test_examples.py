@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+PATIENCE = 600.0
+"""Seconds after which a script counts as hung; nothing takes this long unless it hangs, on a slow machine either."""
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(EXAMPLES / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment)
 
 
 def test_the_demo_solves_its_question_and_compares() -> None:
@@ -106,7 +108,7 @@ def with_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     target = tmp_path_factory.mktemp("plugin")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", str(target)]
     source = shutil.copytree(EXAMPLES / "reward_plugin", tmp_path_factory.mktemp("source") / "reward_plugin")
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True, timeout=PATIENCE)
     return {**os.environ, "PYTHONPATH": str(target)}
 
 
@@ -117,13 +119,13 @@ def test_the_plugins_reward_is_found_by_name(with_plugin: dict[str, str]) -> Non
         "print(asyncio.run(reward.score('q', [backends.Completion(text='1 + 1 = 3')])), reward.name)\n"
     )
     command = [sys.executable, "-W", "error", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, env=with_plugin, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=with_plugin, timeout=PATIENCE)
     assert (done.stdout, done.stderr) == ("[1.0] arithmetic\n", "")
 
 
 def test_the_command_line_lists_the_plugins_reward(with_plugin: dict[str, str]) -> None:
     command = [str(Path(sys.executable).parent / "ets"), "rewards", "arithmetic"]
-    done = subprocess.run(command, capture_output=True, text=True, env=with_plugin, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=with_plugin, timeout=PATIENCE)
     assert done.stdout.splitlines()[:3] == [
         "arithmetic",
         "    Reward the share of right equations in the working; no verdict where there is none.",
@@ -134,5 +136,5 @@ def test_the_command_line_lists_the_plugins_reward(with_plugin: dict[str, str]) 
 def test_the_plugins_own_tests_pass(with_plugin: dict[str, str], tmp_path: Path) -> None:
     tests = EXAMPLES / "reward_plugin" / "tests"
     command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-p", "no:cacheprovider", str(tests)]
-    done = subprocess.run(command, capture_output=True, text=True, env=with_plugin, timeout=120, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, env=with_plugin, timeout=PATIENCE, cwd=tmp_path)
     assert done.returncode == 0, done.stdout

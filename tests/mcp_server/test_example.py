@@ -12,7 +12,7 @@ from tests.mcp_server.conftest import ROOT
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "examples" / "mcp_client.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
 def test_the_client_shows_progress_and_the_answer() -> None:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backends.catalog import embedded_path
+from tests.fake_server.ports import kept_port
 
 ROOT = Path(__file__).parents[2]
 VENV = Path(os.environ.get("ETS_VLLM_VENV", ROOT / ".venv-vllm"))
@@ -62,13 +62,12 @@ class Server:
             return None
         return url if _answers(url) else None
 
-    def start(self) -> None:
-        """Start it, unless it runs."""
+    def start(self, port: int) -> None:
+        """Start it at a port, unless it runs."""
         if self.url is not None:
             return
         self.stop()
         RUN.mkdir(parents=True, exist_ok=True)
-        port = _free_port()
         command = [
             *(str(VENV / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(embedded_path(self.model)), "--served-model-name", self.model),
@@ -159,12 +158,6 @@ def _command(pid: int) -> bytes:
         return b""
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def main() -> None:
     """Start or stop the servers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,11 +168,12 @@ def main() -> None:
             server.stop()
         return
     began = time.monotonic()
-    for server in SERVERS:
-        server.start()
-    for server in SERVERS:
-        server.wait(began + START_LIMIT)
-        print(f"vllm/{server.model}@{server.url}")
+    with contextlib.ExitStack() as ports:  # A server needs its port half a minute after it is told which.
+        for server in SERVERS:
+            server.start(ports.enter_context(kept_port()))
+        for server in SERVERS:
+            server.wait(began + START_LIMIT)
+            print(f"vllm/{server.model}@{server.url}")
     print(
         f"up after {time.monotonic() - began:.0f} s; `make test-vllm` tests against them and stops them",
         file=sys.stderr,

@@ -122,6 +122,7 @@ class _Request:
         except TimeoutError as error:
             if not scope.expired():
                 raise
+            self._too_late = ""  # Also where the event loop, which may be early by a hair, has left a moment.
             before = "" if self._failure is None else f"; the try before failed: {self._failure}"
             raise EndpointError(
                 f"{self._what}: no answer within the deadline of {self._policy.deadline:g} s{before}", retryable=True

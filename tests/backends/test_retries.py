@@ -258,6 +258,26 @@ async def test_a_try_that_hangs_is_cut_off_at_the_deadline() -> None:
 
 
 @timeless
+async def test_a_try_that_is_cut_off_is_the_last_one_also_where_the_event_loop_is_early() -> None:
+    """It takes a timer for due that is so within the resolution of its clock; here, rounding brings it there."""
+    began, deadline = 0.2, 0.9
+    assert began + (deadline - began) < deadline
+    tries = []
+
+    async def hang_in_the_end() -> None:
+        tries.append(now())
+        if len(tries) == 1:
+            await asyncio.sleep(began)
+            raise busy()
+        await asyncio.Event().wait()
+
+    with pytest.raises(EndpointError, match="no answer within the deadline") as caught:
+        await RetryPolicy(deadline=deadline, first_delay=0.0).call(hang_in_the_end, what="POST /v1")
+    assert tries == [0.0, began]
+    assert "gave up after 2 tries" in str(caught.value)
+
+
+@timeless
 async def test_a_hang_after_a_failure_tells_of_both() -> None:
     async def second() -> Any:
         await asyncio.Event().wait()

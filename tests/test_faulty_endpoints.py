@@ -28,7 +28,7 @@ SCRIPT = {
     "There are 3 apples and 4 more , which makes 12 apples in all #### 12": 1.0,
 }
 QUESTION = "What is 3 + 4?"
-POLICY = RetryPolicy(attempts=4, first_delay=0.02, longest_delay=0.1, deadline=6.0)
+POLICY = RetryPolicy(attempts=4, first_delay=0.02, longest_delay=0.1, deadline=60.0)
 SETTINGS: dict[str, Any] = {"num_candidates": 6, "num_rollouts": 3, "num_steps": 4, "max_tokens": 24}
 
 

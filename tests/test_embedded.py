@@ -16,6 +16,7 @@ from backends.local import LocalBackend
 from ets_agent import ETS
 from ets_agent.config import ETSConfig
 from ets_agent.evaluation import evaluate, word_problems
+from tests.standstill import again_after_a_standstill
 
 SETTINGS = ETSConfig(num_candidates=8, num_rollouts=4, block_size=16, kl_coef=0.1, temperature=1.0, max_tokens=64)
 
@@ -90,19 +91,15 @@ async def test_a_cancelled_run_leaves_nothing_in_the_engine(qwen: backends.Backe
 
 
 @pytest.mark.usefixtures("heap_at_rest")
+@again_after_a_standstill
 async def test_a_deadline_is_kept_while_the_model_decodes(qwen: backends.Backend) -> None:
     ets = ETS(qwen, "self_consistency", config=SETTINGS, **SLOW)
     loop = asyncio.get_running_loop()
     await ets.complete("Hi", seed=0, max_tokens=8, num_candidates=1)
-    took = []
-    for _ in range(5):  # The machine may be busy with something else.
-        began = loop.time()
-        result = await ets.complete("Tell me a story.", seed=0, timeout=1.0)
-        took.append(loop.time() - began)
-        assert result.cut_short
-        if took[-1] < 1.25:
-            return
-    raise AssertionError(f"it took {took} s")
+    began = loop.time()
+    result = await ets.complete("Tell me a story.", seed=0, timeout=1.0)
+    assert loop.time() - began < 1.25
+    assert result.cut_short
 
 
 def test_the_checkpoints_are_small_and_share_a_tokenizer() -> None:

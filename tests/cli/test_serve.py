@@ -21,6 +21,7 @@ import pytest
 
 from tests.cli.conftest import Ets, Loader
 from tests.cli.test_process import PATIENCE, ROOT
+from tests.server.served import wait_until
 
 pytest.importorskip("fastapi")
 
@@ -207,24 +208,23 @@ def _ask_aside(server: Process) -> tuple[threading.Thread, list[Any]]:
 
 def _wait_until_it_stops(server: Process) -> None:
     host, port = server.address.split(":")
-    deadline = time.monotonic() + PATIENCE
-    while True:
+
+    def refuses() -> bool:
         try:
             socket.create_connection((host, int(port)), timeout=PATIENCE).close()
         except OSError:
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+            return True
+        return False
+
+    wait_until(refuses)
 
 
 def _wait_for_run(server: Process) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
+    def runs() -> bool:
         connection = http.client.HTTPConnection(server.address, timeout=PATIENCE)
         connection.request("GET", "/metrics")
         page = connection.getresponse().read().decode()
         connection.close()
-        if "ets_runs_active 1.0" in page:
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        return "ets_runs_active 1.0" in page
+
+    wait_until(runs)
